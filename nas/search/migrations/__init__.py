@@ -1,0 +1,1 @@
+"""Alembic environment of our own tables."""

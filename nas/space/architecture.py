@@ -1,0 +1,442 @@
+"""The architecture of a detector, as data: what the network is, and nothing about how it runs.
+
+One record describes the whole network at the levels that detectors share: a stem (stride 2), four
+backbone stages P2..P5 (strides 4..32), pooling over P5, global attention on the top-down features,
+a path-aggregation neck, and a head on P3, P4, P5. `nas.model.detector` turns it into a module.
+
+An architecture is canonical: fields at their default, attention that is switched off, and sparse
+attention that selects every token are written one way, so two descriptions of the same network share
+a digest. Fields added later with a default leave the digests of old architectures as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nas import plugins
+from nas.errors import ArchitectureError, InputError, nearest
+from nas.space.yaml_file import Document, parse_yaml, read_yaml
+
+__all__ = [
+    "LEVELS",
+    "STRIDES",
+    "Architecture",
+    "AttentionPoint",
+    "AttentionPoints",
+    "Backbone",
+    "BottomUp",
+    "Candidate",
+    "Convolution",
+    "Fusion",
+    "Head",
+    "Level",
+    "Neck",
+    "Pooling",
+    "Precision",
+    "Stage",
+    "Stem",
+    "TopDown",
+    "digest_of",
+    "validation_message",
+]
+
+Convolution = Literal["conv", "qarepvgg", "repvgg"]
+Level = Literal["P3", "P4", "P5"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+LEVELS: tuple[Level, ...] = ("P3", "P4", "P5")
+STRIDES: dict[str, int] = {"P1": 2, "P2": 4, "P3": 8, "P4": 16, "P5": 32}
+
+_LARGEST_TOKENS = 3840  # TensorRT's TopK takes no larger K
+_Width = Annotated[int, Field(ge=1, le=8192)]
+_Depth = Annotated[int, Field(ge=1, le=64)]
+
+
+class _Record(BaseModel):
+    """A frozen record that refuses unknown keys and says which key was meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_key(cls, data: object) -> object:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    hint = nearest(str(key), cls.model_fields)
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(
+                        f"unknown key {key!r}."
+                        + (f" Did you mean {hint!r}?" if hint else "")
+                        + f" Known keys: {known}"
+                    )
+        return data
+
+
+class Stem(_Record):
+    """The first convolution: `kernel` x `kernel`, stride 2, to `channels`."""
+
+    convolution: Convolution = "conv"
+    channels: _Width
+    kernel: Literal[3, 6] = 3
+
+
+class Fusion(_Record):
+    """A block that maps its input to `channels` through `depth` bottlenecks of width `hidden`.
+
+    Attributes:
+        block: a name among the plug-ins of kind `blocks`, such as `qarepvgg_csp` or `c2f`.
+        concat_intermediates: CSP blocks only: the output of every bottleneck enters the last
+            convolution, not just that of the last one (as in YOLO-NAS M and L).
+        shortcut: bottlenecks add their input.
+    """
+
+    block: str
+    channels: _Width
+    hidden: _Width
+    depth: _Depth = 1
+    concat_intermediates: bool = False
+    shortcut: bool = True
+
+    @model_validator(mode="after")
+    def _know_the_block(self) -> Self:
+        known = _known_blocks()
+        if self.block not in known:
+            hint = nearest(self.block, known)
+            raise ValueError(
+                f"unknown block {self.block!r}."
+                + (f" Did you mean {hint!r}?" if hint else "")
+                + f" Known blocks: {', '.join(known)}"
+            )
+        return self
+
+
+class Stage(Fusion):
+    """A backbone stage: a 3x3 convolution of stride 2 to `channels`, then the block."""
+
+    convolution: Convolution = "conv"
+
+
+class Backbone(_Record):
+    """The four stages, by the level that they put out."""
+
+    P2: Stage
+    P3: Stage
+    P4: Stage
+    P5: Stage
+
+
+class Pooling(_Record):
+    """Spatial pyramid pooling over P5: 1x1 to `hidden`, max pools, concatenation, 1x1 back.
+
+    Attributes:
+        kind: `sppf` chains one kernel three times; `spp` runs its kernels side by side.
+        kernels: odd sizes; exactly one for `sppf`.
+    """
+
+    kind: Literal["sppf", "spp"] = "sppf"
+    hidden: _Width
+    kernels: tuple[Literal[3, 5, 7, 9, 11, 13], ...] = (5,)
+
+    @model_validator(mode="after")
+    def _one_kernel_for_sppf(self) -> Self:
+        if self.kind == "sppf" and len(self.kernels) != 1:
+            raise ValueError(f"sppf takes exactly one kernel, got {list(self.kernels)}")
+        if not self.kernels:
+            raise ValueError("spp needs at least one kernel")
+        return self
+
+
+class AttentionPoint(_Record):
+    """Global self-attention inserted at one level, behind a gate that starts closed.
+
+    Attributes:
+        kind: `sparse` attends among the `tokens` positions of largest squared L2 norm; `dense`
+            among all positions.
+        tokens: k of the sparse kind; must be absent for the dense kind.
+    """
+
+    kind: Literal["sparse", "dense"] = "sparse"
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _tokens_belong_to_sparse(self) -> Self:
+        if self.kind == "sparse" and self.tokens is None:
+            raise ValueError("sparse attention needs a number of tokens")
+        if self.kind == "dense" and self.tokens is not None:
+            raise ValueError(f"dense attention attends to all tokens, got tokens={self.tokens}")
+        if self.tokens is not None and self.tokens > _LARGEST_TOKENS:
+            raise ValueError(
+                f"tokens must be at most {_LARGEST_TOKENS} (the limit of TopK in TensorRT), "
+                f"got {self.tokens}"
+            )
+        return self
+
+
+class AttentionPoints(_Record):
+    """Where attention stands: on the feature of that level as the top-down path carries it.
+
+    P5 is the backbone's output after pooling; P4 and P3 are the outputs of the top-down fusions.
+    """
+
+    P3: AttentionPoint | None = None
+    P4: AttentionPoint | None = None
+    P5: AttentionPoint | None = None
+
+
+class TopDown(_Record):
+    """The fusions of the top-down path."""
+
+    P4: Fusion
+    P3: Fusion
+
+
+class BottomUp(_Record):
+    """The fusions of the bottom-up path."""
+
+    P4: Fusion
+    P5: Fusion
+
+
+class Neck(_Record):
+    """Path aggregation: top-down P5 -> P4 -> P3, then bottom-up P3 -> P4 -> P5.
+
+    Attributes:
+        upsample: `nearest`, or a 2x2 transposed convolution.
+        reduce: 1x1 convolutions before and after each top-down concatenation, whose first output is
+            what the bottom-up path meets again (as in YOLO-NAS); without, plain concatenation (YOLOv8).
+        three_inputs: top-down fusions also take the backbone's level below, through a convolution of
+            stride 2; needs `reduce`.
+        halve: the stride-2 convolutions of the bottom-up path halve the channels of their fusion
+            (YOLO-NAS) instead of keeping those of their input (YOLOv8).
+        convolution: the stride-2 convolutions.
+    """
+
+    kind: Literal["pan"] = "pan"
+    upsample: Literal["nearest", "transposed"] = "nearest"
+    reduce: bool = False
+    three_inputs: bool = False
+    halve: bool = False
+    convolution: Convolution = "conv"
+    top_down: TopDown
+    bottom_up: BottomUp
+
+    @model_validator(mode="after")
+    def _three_inputs_need_reduce(self) -> Self:
+        if self.three_inputs and not self.reduce:
+            raise ValueError("three_inputs needs reduce: true")
+        return self
+
+
+class Head(_Record):
+    """Decoupled, anchor-free: class and box branches of 3x3 convolutions at each level.
+
+    Attributes:
+        channels: width of the class branch, one for all levels or one each for P3, P4, P5.
+        box_channels: width of the box branch; that of the class branch if absent.
+        depth: 3x3 convolutions in each branch.
+        stem: a shared 1x1 convolution to `channels` first (as in YOLO-NAS).
+        bins: bins of the distribution of each distance (Distribution Focal Loss); distances reach
+            `bins - 1` strides.
+    """
+
+    kind: Literal["decoupled"] = "decoupled"
+    channels: tuple[_Width, _Width, _Width]
+    box_channels: tuple[_Width, _Width, _Width]
+    depth: Annotated[int, Field(ge=1, le=4)] = 1
+    stem: bool = False
+    bins: Annotated[int, Field(ge=2, le=64)] = 8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _widths_per_level(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or "channels" not in data:
+            return data
+        channels = _per_level(data["channels"])
+        box = data.get("box_channels")
+        return {**data, "channels": channels, "box_channels": _per_level(box) if box else channels}
+
+
+class Architecture(_Record):
+    """A whole detector.
+
+    Attributes:
+        input: height and width of the network's input, in pixels, multiples of 8; a single number
+            is a square.
+        classes: number of classes that the head tells apart.
+    """
+
+    input: tuple[int, int]
+    classes: Annotated[int, Field(ge=1, le=10_000)]
+    activation: Literal["relu", "silu"] = "relu"
+    stem: Stem
+    backbone: Backbone
+    pooling: Pooling | None = None
+    attention: AttentionPoints = AttentionPoints()
+    neck: Neck
+    head: Head
+
+    @model_validator(mode="before")
+    @classmethod
+    def _square_input(cls, data: object) -> object:
+        if isinstance(data, Mapping) and type(data.get("input")) is int:
+            return {**data, "input": (data["input"], data["input"])}
+        return data
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        for side in self.input:
+            if side % 8 or not 32 <= side <= 8192:
+                raise ValueError(f"input sides must be multiples of 8 in 32..8192, got {side}")
+        return self
+
+    @model_validator(mode="after")
+    def _attend_within_the_map(self) -> Self:
+        for level in LEVELS:
+            point = getattr(self.attention, level)
+            available = self.tokens_at(level)
+            if point is None or point.tokens is None:
+                continue
+            if point.tokens > available:
+                raise ValueError(
+                    f"attention at {level} wants {point.tokens} tokens, and an input of "
+                    f"{self.input[0]}x{self.input[1]} has {available} there"
+                )
+            if point.tokens == available:
+                # Selecting every token is dense attention: one network, one description.
+                everywhere = self.attention.model_copy(update={level: AttentionPoint(kind="dense")})
+                object.__setattr__(self, "attention", everywhere)
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], document: Document | None = None) -> Architecture:
+        """Build from plain data, as YAML or JSON give it.
+
+        Args:
+            data: the fields, with lists for tuples.
+            document: the file that they come from, to name lines in errors.
+
+        Raises:
+            ArchitectureError: a rule is broken; the message lists every one.
+        """
+        try:
+            return cls.model_validate(_tuples(data))
+        except ValidationError as error:
+            raise ArchitectureError(
+                f"This is not an architecture: {validation_message(error, document)}."
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Architecture:
+        """Read an architecture, or a winner's `architecture.yaml` with everything known about it.
+
+        Raises:
+            ArchitectureError: it cannot be read, or its digest is not the one it states.
+        """
+        return cls._from_document(read_yaml(path, ArchitectureError))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Architecture:
+        """Read what `to_yaml` or a bundle wrote; raises like `load`."""
+        return cls._from_document(parse_yaml(text, "architecture", ArchitectureError))
+
+    @classmethod
+    def _from_document(cls, document: Document) -> Architecture:
+        if "architecture" not in document.data:
+            return cls.parse(document.data, document)
+        inner = document.data["architecture"]
+        if not isinstance(inner, dict):
+            raise ArchitectureError(f"{document.name}: `architecture` must be a mapping.")
+        lines = {path[1:]: n for path, n in document.lines.items() if path[0] == "architecture"}
+        architecture = cls.parse(inner, Document(document.name, inner, lines))
+        stated = document.data.get("digest")
+        if stated is not None and stated != architecture.digest:
+            raise ArchitectureError(
+                f"{document.name} states the digest {stated} and describes a network whose digest "
+                f"is {architecture.digest}.",
+                "Remove the line `digest` if you edited the file on purpose.",
+            )
+        return architecture
+
+    def canonical(self) -> dict[str, Any]:
+        """Return plain data: the one way to write this network."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return data
+
+    def to_yaml(self) -> str:
+        """Write the canonical form as YAML."""
+        return yaml.safe_dump(self.canonical(), sort_keys=False, default_flow_style=None, width=100)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that two descriptions share exactly if they are one network."""
+        return digest_of(self.canonical())
+
+    def feature_size(self, level: str) -> tuple[int, int]:
+        """Height and width of the feature map of a level `P1`..`P5`."""
+        stride = STRIDES[level]
+        return -(-self.input[0] // stride), -(-self.input[1] // stride)
+
+    def tokens_at(self, level: str) -> int:
+        """Number of positions of the feature map of a level."""
+        height, width = self.feature_size(level)
+        return height * width
+
+
+class Candidate(_Record):
+    """What a search evaluates: an architecture at a precision."""
+
+    architecture: Architecture
+    precision: Precision = "fp32"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the architecture and the precision together."""
+        return digest_of([self.architecture.digest, self.precision])
+
+
+def digest_of(data: object) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of the canonical JSON of plain data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def validation_message(error: ValidationError, document: Document | None = None) -> str:
+    """Say every broken rule of a pydantic error in one sentence each, with path and line."""
+    return "; ".join(_one_rule(dict(item), document) for item in error.errors())
+
+
+def _one_rule(item: dict[str, Any], document: Document | None) -> str:
+    path = tuple(str(part) for part in item["loc"])
+    message = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    value = item.get("input")
+    shown = "" if isinstance(value, (Mapping, InputError)) else f", got {value!r}"
+    if item["type"] == "value_error":
+        shown = ""  # these messages say the value themselves
+    where = f" ({document.where(path)})" if document else ""
+    return f"{'.'.join(path) or 'architecture'}{where}: {message}{shown}"
+
+
+@cache
+def _known_blocks() -> tuple[str, ...]:
+    return plugins.names("blocks")
+
+
+def _per_level(value: object) -> object:
+    return (value,) * 3 if type(value) is int else value
+
+
+def _tuples(value: object) -> Any:
+    """Turn lists into tuples: strict models tell the two apart, YAML has only one."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    return value

@@ -1,0 +1,59 @@
+"""Units, parsed once at the edge: a budget in milliseconds; accuracy is mAP in 0..1 everywhere."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from nas.errors import BudgetError
+
+__all__ = ["Budget", "format_ms"]
+
+_PATTERN = re.compile(r"(?P<value>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)(?P<unit>ms|us|µs)")
+_MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3}
+_LARGEST_MS = 10_000.0
+_REMEDY = "Write a positive number and its unit without a space, such as 10ms, 0.4ms or 400us."
+
+
+@dataclass(frozen=True, order=True)
+class Budget:
+    """The hard upper bound on latency, in milliseconds per image.
+
+    Raises:
+        BudgetError: the bound is not a number above 0 and at most 10 s.
+    """
+
+    latency_ms: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.latency_ms) or not 0 < self.latency_ms <= _LARGEST_MS:
+            raise BudgetError(
+                f"A budget must lie above 0 ms and at most {_LARGEST_MS:g} ms, "
+                f"got {self.latency_ms:g} ms.",
+                _REMEDY,
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `"10ms"`, `"0.4ms"` or `"400us"`.
+
+        Raises:
+            BudgetError: no unit, a space, a sign, another unit, or a value out of range.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise BudgetError(f"A budget is a number with the unit ms or us, got {text!r}.", _REMEDY)
+        return cls(float(match["value"]) * _MS_PER_UNIT[match["unit"]])
+
+    def admits(self, latency_ms: float) -> bool:
+        """Whether a latency keeps the budget (equality does)."""
+        return latency_ms <= self.latency_ms
+
+    def __str__(self) -> str:
+        return format_ms(self.latency_ms)
+
+
+def format_ms(latency_ms: float) -> str:
+    """Format a latency so that `Budget.parse` reads the same value back."""
+    return f"{latency_ms!r}ms" if latency_ms != int(latency_ms) else f"{int(latency_ms)}ms"
