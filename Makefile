@@ -1,0 +1,41 @@
+# Everything a newcomer needs, with nothing preinstalled but Python 3.11 or newer, make and gcc.
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread each: two threads spin against each other as soon as anything else runs on the machine.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo install test lint format clean
+
+demo: $(VENV)/.installed  ## search the embedded data set on this machine's CPU
+	$(BIN)/nas search --hardware cpu --budget 0.4ms
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-dev  ## run every test
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
