@@ -3,19 +3,19 @@
 ::
 
     NasError
-    ├── InputError                  the user can mend it: a value, a file, a name (also a ValueError)
-    │   ├── UnknownNameError        a name that no plug-in, space or device has
-    │   ├── BudgetError             a budget that cannot be read, or that nothing or everything meets
-    │   ├── ArchitectureError       an architecture that cannot be built
-    │   ├── SpaceError              a search space that cannot be read
-    │   ├── DatasetError            a data set with nothing usable left
-    │   └── StudyError              a study that does not fit what was asked
-    ├── MissingPackageError         an optional package is not installed (also an ImportError)
-    ├── StorageError                a database or disk that cannot be read or written (also an OSError)
-    ├── ExportError                 an ONNX graph that differs from the network, or cannot be made or read
-    ├── EngineError                 an engine that cannot be built or run, or that ran something else
-    ├── MeasurementError            a latency that could not be measured to the wanted precision
-    └── TrainingError               a training that produced no finite loss
+    ├── InputError               the user can mend it: a value, a file, a name (also a ValueError)
+    │   ├── UnknownNameError     a name that no plug-in, space or device has
+    │   ├── BudgetError          a budget that cannot be read, or that nothing meets
+    │   ├── ArchitectureError    an architecture that cannot be built
+    │   ├── SpaceError           a search space that cannot be read
+    │   ├── DatasetError         a data set with nothing usable left
+    │   └── StudyError           a study that does not fit what was asked
+    ├── MissingPackageError      an optional package is not installed (also an ImportError)
+    ├── StorageError             a database or disk that fails (also an OSError)
+    ├── ExportError              an ONNX graph that differs from the network, or is broken
+    ├── EngineError              an engine that cannot be built, or that ran something else
+    ├── MeasurementError         a latency that could not be measured
+    └── TrainingError            a training that produced no finite loss
 
 Each message says the rule and the value that broke it; `remedy` says what to do. All of them can be
 pickled, because worker processes send them back.
@@ -81,7 +81,7 @@ class UnknownNameError(InputError):
 
 
 class BudgetError(InputError):
-    """A budget that cannot be read, or that nothing or everything meets."""
+    """A budget that cannot be read, or that nothing meets."""
 
 
 class ArchitectureError(InputError):
@@ -117,7 +117,7 @@ class EngineError(NasError):
 
 
 class MeasurementError(NasError):
-    """A latency that could not be measured to the wanted precision."""
+    """A latency that could not be measured."""
 
 
 class TrainingError(NasError):

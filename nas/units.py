@@ -43,7 +43,8 @@ class Budget:
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
-            raise BudgetError(f"A budget is a number with the unit ms or us, got {text!r}.", _REMEDY)
+            message = f"A budget is a number with the unit ms or us, got {text!r}."
+            raise BudgetError(message, _REMEDY)
         return cls(float(match["value"]) * _MS_PER_UNIT[match["unit"]])
 
     def admits(self, latency_ms: float) -> bool:

@@ -5,8 +5,8 @@ backbone stages P2..P5 (strides 4..32), pooling over P5, global attention on the
 a path-aggregation neck, and a head on P3, P4, P5. `nas.model.detector` turns it into a module.
 
 An architecture is canonical: fields at their default, attention that is switched off, and sparse
-attention that selects every token are written one way, so two descriptions of the same network share
-a digest. Fields added later with a default leave the digests of old architectures as they are.
+attention that selects every token are written one way, so two descriptions of the same network
+share a digest. Fields added later with a default leave the digests of old architectures alone.
 """
 
 from __future__ import annotations
@@ -210,10 +210,11 @@ class Neck(_Record):
 
     Attributes:
         upsample: `nearest`, or a 2x2 transposed convolution.
-        reduce: 1x1 convolutions before and after each top-down concatenation, whose first output is
-            what the bottom-up path meets again (as in YOLO-NAS); without, plain concatenation (YOLOv8).
-        three_inputs: top-down fusions also take the backbone's level below, through a convolution of
-            stride 2; needs `reduce`.
+        reduce: 1x1 convolutions before and after each top-down concatenation, whose first output
+            is what the bottom-up path meets again (YOLO-NAS); without, plain concatenation
+            (YOLOv8).
+        three_inputs: top-down fusions also take the backbone's level below, through a convolution
+            of stride 2; needs `reduce`.
         halve: the stride-2 convolutions of the bottom-up path halve the channels of their fusion
             (YOLO-NAS) instead of keeping those of their input (YOLOv8).
         convolution: the stride-2 convolutions.

@@ -59,7 +59,7 @@ def hypervolume(
 def knee_index(accuracy: ArrayLike, latency_ms: ArrayLike) -> int | None:
     """Find the knee: the front's point farthest above the line through the front's two ends.
 
-    Both axes are scaled to 0..1 over the front first. None if the front has fewer than three points.
+    Both axes are scaled to 0..1 over the front first. None if it has fewer than three points.
     """
     up, down = _pair(accuracy, latency_ms)
     front = front_indices(up, down)

@@ -5,8 +5,8 @@ precision, leaves something open; two references to one name are filled alike. A
 number, a word, nothing (`null`) or a whole record. Options are written from small to large: the
 first ones together are the anchor `min`, the last ones `max`.
 
-A point of the space is a mapping from choice to *label*, the option as a plain scalar that a database
-or a dashboard can show. Several points may describe one network (attention to 64 of 64 tokens is
+A point of the space maps every choice to a *label*: the option as a plain scalar that a database or
+a dashboard can show. Several points may describe one network (attention to 64 of 64 tokens is
 dense attention): compare candidates by digest, not points.
 """
 
@@ -315,10 +315,9 @@ def _clamp_tokens(data: dict[str, Any]) -> dict[str, Any]:
     for level in LEVELS:
         point = attention.get(level)
         available = -(-height // STRIDES[level]) * -(-width // STRIDES[level])
-        if isinstance(point, Mapping) and isinstance(point.get("tokens"), int):
-            if point["tokens"] >= available:
-                others = {k: v for k, v in point.items() if k != "tokens"}
-                clamped[level] = {**others, "kind": "dense"}
+        tokens = point.get("tokens") if isinstance(point, Mapping) else None
+        if isinstance(tokens, int) and tokens >= available:
+            clamped[level] = {**{k: v for k, v in point.items() if k != "tokens"}, "kind": "dense"}
     return {**data, "attention": clamped}
 
 

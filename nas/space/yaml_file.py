@@ -1,4 +1,4 @@
-"""YAML as people write it: read by `safe_load`, with the line of every key kept for error messages."""
+"""YAML as people write it, read by `safe_load`, with the line of every key kept for errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_yaml(path: Path, error: type[InputError]) -> Document:
     """Read a file whose top level is a mapping.
 
     Raises:
-        error: the file is missing, unreadable, too large, or not such YAML; the message says the line.
+        error: the file is missing, unreadable, too large, or not such YAML; says the line.
     """
     try:
         if path.stat().st_size > _LARGEST_BYTES:
@@ -83,7 +83,8 @@ def _collect(
             line = key.start_mark.line + 1
             if (*path, key.value) in lines:
                 # YAML forbids it; safe_load would silently keep the last one.
-                raise error(f"{name}, line {line}: the key {key.value!r} stands twice.", "Keep one.")
+                where = f"{name}, line {line}"
+                raise error(f"{where}: the key {key.value!r} stands twice.", "Keep one.")
             lines[(*path, key.value)] = line
             _collect(value, (*path, key.value), lines, name, error)
     elif isinstance(node, yaml.SequenceNode):
