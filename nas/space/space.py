@@ -315,7 +315,9 @@ def _clamp_tokens(data: dict[str, Any]) -> dict[str, Any]:
     for level in LEVELS:
         point = attention.get(level)
         available = -(-height // STRIDES[level]) * -(-width // STRIDES[level])
-        tokens = point.get("tokens") if isinstance(point, Mapping) else None
+        if not isinstance(point, Mapping):
+            continue
+        tokens = point.get("tokens")
         if isinstance(tokens, int) and tokens >= available:
             clamped[level] = {**{k: v for k, v in point.items() if k != "tokens"}, "kind": "dense"}
     return {**data, "attention": clamped}
