@@ -1,0 +1,85 @@
+"""Reading ONNX graphs: parse bytes, find the image input, name the graph by its digest.
+
+Libraries answer broken bytes with a riddle (OpenVINO says that they are no Paddle model), so graphs
+are read here first, and what is wrong with them is said once, in one way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import onnx as onnx_package
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from nas.errors import ExportError
+
+__all__ = ["image_size", "onnx_digest", "parse_onnx", "reduced_precision", "shape_of"]
+
+_REDUCED_OPERATORS = frozenset({"ConvInteger", "DequantizeLinear", "QLinearConv", "QuantizeLinear"})
+_HALF_TYPES = frozenset({onnx_package.TensorProto.FLOAT16, onnx_package.TensorProto.BFLOAT16})
+_IMAGE_RANK = 4
+
+
+def onnx_digest(onnx: bytes) -> str:
+    """16 hexadecimal characters of the SHA-256 of a graph."""
+    return hashlib.sha256(onnx).hexdigest()[:16]
+
+
+def parse_onnx(onnx: bytes) -> onnx_package.ModelProto:
+    """Parse the bytes of a model.
+
+    Raises:
+        ExportError: they are not a model.
+    """
+    try:
+        model = onnx_package.load_from_string(onnx)
+    except DecodeError as error:
+        raise ExportError(
+            f"These {len(onnx)} bytes are not an ONNX model.", "Export it again."
+        ) from error
+    if not model.graph.node:
+        raise ExportError(
+            f"An ONNX model needs a graph, these {len(onnx)} bytes have none.", "Export it again."
+        )
+    return model
+
+
+def image_size(model: onnx_package.ModelProto) -> tuple[int, int]:
+    """Return (H, W) of the one image input, static float32 (1, 3, H, W).
+
+    Raises:
+        ExportError: there is another number of inputs, or the input has another type or shape.
+    """
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [one for one in model.graph.input if one.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(one.name for one in inputs) or "none"
+        raise ExportError(f"A detector has one input, this graph has {len(inputs)}: {names}.")
+    shape, kind = shape_of(inputs[0]), inputs[0].type.tensor_type.elem_type
+    if kind != onnx_package.TensorProto.FLOAT:
+        raise ExportError(
+            f"The input {inputs[0].name!r} must be FLOAT, it is "
+            f"{onnx_package.TensorProto.DataType.Name(kind)}.",
+            "Export the network in fp32: the precision is chosen when an engine is built.",
+        )
+    if len(shape) != _IMAGE_RANK or shape[:2] != (1, 3) or 0 in shape:
+        raise ExportError(
+            f"The input {inputs[0].name!r} must have the static shape (1, 3, height, width), "
+            f"it has {shape}, where 0 is a dynamic side.",
+            "Export it with fixed shapes and batch 1.",
+        )
+    return shape[2], shape[3]
+
+
+def reduced_precision(model: onnx_package.ModelProto) -> str:
+    """Say what in the graph is not fp32: quantised operators or half weights; empty if nothing."""
+    operators = {node.op_type for node in model.graph.node} & _REDUCED_OPERATORS
+    if operators:
+        return ", ".join(sorted(operators))
+    half = any(weight.data_type in _HALF_TYPES for weight in model.graph.initializer)
+    return "half-precision weights" if half else ""
+
+
+def shape_of(value: onnx_package.ValueInfoProto) -> tuple[int, ...]:
+    """Return the shape of an input or output; 0 stands for a dynamic side."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

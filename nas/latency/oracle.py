@@ -1,0 +1,317 @@
+"""Candidate -> latency, measured once: the oracle remembers, and every answer names its source.
+
+A measurement is looked up under the candidate's key *and* the digest of the environment, so another
+machine, runtime, version or protocol never answers for this one. What is not found is built and
+timed against the reference network of the same runtime and precision, because engines of another
+kind move differently with the load of the machine.
+
+The reference's own time `R_0` is calibrated once per environment and kept in the store, so that
+numbers of different days are on one scale. Each oracle measures it again before its first answer;
+`drift` tells how far it moved. That is a statement about the machine today, and no reason to
+rescale: the ratio to the reference already took it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, get_args
+
+import numpy as np
+
+from nas.errors import InputError, UnknownNameError
+from nas.latency.clock import PROTOCOL, Calibration, Clock, ClockSettings, Timing
+from nas.latency.hardware import Environment, Hardware
+from nas.latency.reference import reference_digest, reference_onnx
+from nas.latency.runtimes.base import Engine, Runtime
+
+__all__ = ["Latency", "LatencyOracle", "MeasurementStore", "MemoryStore", "Source"]
+
+Source = Literal["measured", "cached", "table", "predicted", "estimated"]
+"""Measured here and now; measured earlier in an equal environment; profiled on that device by
+somebody, with provenance; predicted from measurements of that device; transferred from others."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A latency that knows how sure it is and where it comes from.
+
+    Args:
+        ms: milliseconds per image, batch 1.
+        low_ms: lower end of its 95 % interval.
+        high_ms: upper end.
+        source: how it was obtained.
+        environment: what it is true for.
+
+    Raises:
+        InputError: a value that no latency has, or an interval that does not hold it.
+    """
+
+    ms: float
+    low_ms: float
+    high_ms: float
+    source: Source
+    environment: Environment
+
+    def __post_init__(self) -> None:
+        ordered = 0 < self.low_ms <= self.ms <= self.high_ms
+        if not (ordered and math.isfinite(self.high_ms)):
+            raise InputError(
+                "A latency must keep 0 < low_ms <= ms <= high_ms, "
+                f"got {self.low_ms:g}, {self.ms:g}, {self.high_ms:g}."
+            )
+        if self.source not in get_args(Source):
+            raise UnknownNameError.of("latency source", self.source, get_args(Source))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Latency:
+        """Read what `as_dict` wrote.
+
+        Raises:
+            InputError: a field is missing, unknown, or has a value that no latency has.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != known:
+            raise InputError(
+                f"A latency has exactly the fields {sorted(known)}, got {sorted(values)}."
+            )
+        return cls(**{**values, "environment": Environment.from_dict(values["environment"])})
+
+
+class MeasurementStore(Protocol):
+    """Where measurements are kept between runs. The oracle makes the keys."""
+
+    def find_latency(self, key: str) -> Latency | None:
+        """Return what `add_latency` stored under the key, or None."""
+
+    def add_latency(self, key: str, latency: Latency, timing: Timing) -> None:
+        """Store a latency and the raw timing behind it; a key that exists is replaced."""
+
+    def find_reference(self, environment_digest: str) -> float | None:
+        """Return the reference's calibrated ms in that environment, or None."""
+
+    def add_reference(
+        self, environment_digest: str, ms: float, low_ms: float, high_ms: float
+    ) -> None:
+        """Store the reference's calibrated ms and its interval."""
+
+
+class MemoryStore:
+    """A `MeasurementStore` that lives as long as the process."""
+
+    def __init__(self) -> None:
+        self._latencies: dict[str, Latency] = {}
+        self._references: dict[str, float] = {}
+
+    def find_latency(self, key: str) -> Latency | None:
+        """Return what `add_latency` stored under the key, or None."""
+        return self._latencies.get(key)
+
+    def add_latency(self, key: str, latency: Latency, timing: Timing) -> None:
+        """Store a latency; the timing is not kept."""
+        del timing
+        self._latencies[key] = latency
+
+    def find_reference(self, environment_digest: str) -> float | None:
+        """Return the reference's calibrated ms in that environment, or None."""
+        return self._references.get(environment_digest)
+
+    def add_reference(
+        self, environment_digest: str, ms: float, low_ms: float, high_ms: float
+    ) -> None:
+        """Store the reference's calibrated ms; the interval is not kept."""
+        del low_ms, high_ms
+        self._references[environment_digest] = ms
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The reference network, running, with the time that the scale is fixed by."""
+
+    engine: Engine
+    ms: float
+    drift: float
+
+
+class LatencyOracle:
+    """Answers what a candidate costs on one hardware with one runtime.
+
+    Nothing else may run in this process while it measures; see `nas.latency.clock`.
+
+    Args:
+        hardware: what is measured.
+        runtime: what builds the engines.
+        precisions: what will be asked for; all of the runtime's if None.
+        store: where measurements are kept; in memory if None.
+        threads: threads per engine.
+        settings: how long and how narrow a measurement is.
+        seed: of the input images and of the bootstrap.
+
+    Raises:
+        UnknownNameError: the runtime does not have one of the precisions.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        runtime: Runtime,
+        *,
+        precisions: Sequence[str] | None = None,
+        store: MeasurementStore | None = None,
+        threads: int = 1,
+        settings: ClockSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.hardware = hardware
+        self.runtime = runtime
+        self.precisions = tuple(runtime.precisions if precisions is None else precisions)
+        for precision in self.precisions:
+            if precision not in runtime.precisions:
+                kind = f"precision of {runtime.name}"
+                raise UnknownNameError.of(kind, precision, runtime.precisions)
+        self._store = MemoryStore() if store is None else store
+        self._threads = threads
+        self._seed = seed
+        self._clock = Clock(threads=threads, settings=settings, seed=seed)
+        self._environments = {one: self._environment(one) for one in self.precisions}
+        self._references: dict[str, _Reference] = {}
+
+    @property
+    def drift(self) -> dict[str, float]:
+        """How far the reference moved since its calibration, by precision that was used so far.
+
+        0.1 means that this machine is 10 % slower today. Large values do not spoil ratios, and do
+        say that absolute milliseconds are those of another day.
+        """
+        return {precision: one.drift for precision, one in self._references.items()}
+
+    def environment(self, precision: str) -> Environment:
+        """Return the environment that answers in this precision belong to.
+
+        Raises:
+            UnknownNameError: the oracle was not made for the precision.
+        """
+        if precision not in self._environments:
+            raise UnknownNameError.of("precision", precision, self.precisions)
+        return self._environments[precision]
+
+    def calibrate(self) -> dict[str, float]:
+        """Check every precision against its stored calibration now; returns `drift`.
+
+        Measuring does this by itself; calling it first finds out early what this machine lacks.
+
+        Raises:
+            EngineError: this machine cannot run one of the precisions.
+            MeasurementError: other threads of this process kept disturbing.
+        """
+        for precision in self.precisions:
+            self._reference(precision)
+        return self.drift
+
+    def find(self, precision: str, key: str) -> Latency | None:
+        """Return what is known without measuring, so that nothing needs to be exported.
+
+        Args:
+            precision: one of `precisions`.
+            key: the candidate, such as the digest of its architecture.
+
+        Raises:
+            UnknownNameError: the oracle was not made for the precision.
+        """
+        found = self._store.find_latency(self._key(precision, key))
+        return None if found is None else dataclasses.replace(found, source="cached")
+
+    def measure(self, onnx: bytes, precision: str, key: str) -> Latency:
+        """Return the latency of a graph, from the store if it is known there.
+
+        Args:
+            onnx: graph in fp32 with one static input (1, 3, H, W); its weights do not matter.
+            precision: one of `precisions`.
+            key: the candidate, such as the digest of its architecture.
+
+        Raises:
+            UnknownNameError: the oracle was not made for the precision.
+            EngineError: no engine can be built.
+            MeasurementError: other threads of this process kept disturbing.
+        """
+        if known := self.find(precision, key):
+            return known
+        timing = self.time(onnx, precision)
+        latency = Latency(
+            timing.ms, timing.low_ms, timing.high_ms, "measured", self.environment(precision)
+        )
+        self._store.add_latency(self._key(precision, key), latency, timing)
+        return latency
+
+    def time(self, onnx: bytes, precision: str) -> Timing:
+        """Measure a graph, whatever is known: neither reads nor writes its latency.
+
+        Raises:
+            As `measure`.
+        """
+        reference = self._reference(precision)
+        with self.runtime.build(onnx, precision, self._threads) as engine:
+            self._bind(engine)
+            return self._clock.measure(engine.run, reference.engine.run, reference.ms)
+
+    def close(self) -> None:
+        """Free the reference engines. The oracle can be used again, and calibrates again."""
+        for reference in self._references.values():
+            reference.engine.close()
+        self._references.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _environment(self, precision: str) -> Environment:
+        return Environment(
+            device=self.hardware.device(),
+            runtime=self.runtime.name,
+            runtime_version=self.runtime.version(),
+            precision=precision,
+            threads=self._threads,
+            protocol=PROTOCOL,
+            clock=self._clock.name,
+            reference=reference_digest(),
+        )
+
+    def _key(self, precision: str, key: str) -> str:
+        return f"{key}@{self.environment(precision).digest}"
+
+    def _reference(self, precision: str) -> _Reference:
+        """Build the reference and compare it with its calibration; both once per oracle."""
+        if precision not in self._references:
+            digest = self.environment(precision).digest
+            engine = self.runtime.build(reference_onnx(), precision, self._threads)
+            self._bind(engine)
+            now = self._clock.calibrate(engine.run)
+            stored = self._store.find_reference(digest)
+            if stored is None:
+                self._store.add_reference(digest, now.ms, now.low_ms, now.high_ms)
+            self._references[precision] = _with_scale(engine, now, stored)
+        return self._references[precision]
+
+    def _bind(self, engine: Engine) -> None:
+        # Noise, not zeros: some kernels and most power limits treat zeros kindly.
+        rng = np.random.default_rng(self._seed)
+        engine.bind(rng.random(engine.input_shape, dtype=np.float32))
+
+
+def _with_scale(engine: Engine, now: Calibration, stored_ms: float | None) -> _Reference:
+    scale_ms = now.ms if stored_ms is None else stored_ms
+    return _Reference(engine, scale_ms, now.ms / scale_ms - 1)

@@ -1,0 +1,218 @@
+"""The contract of a runtime: it turns an ONNX graph into an engine, and it never times anything.
+
+Order of calls: `build`, then `bind` once, then `run` any number of times; `infer` at any time;
+`close` last. After `close` every other call raises. Engines belong to the thread that built them.
+
+Two duties are the runtime's own, because nobody above can check them:
+
+* **No silent fallback.** After building, `_build` asks its library what really runs. If that is not
+  the precision, the device or the threads that were asked for, it raises `EngineError`.
+* **A lean `_run`.** The clock times `run` and nothing else, so it does no conversion, no copy and
+  no check that a deployed program would not do.
+
+A new runtime subclasses both classes and fills in the underscored methods; arguments and states are
+checked here. It is declared as an entry point in the group `nas.runtimes`, and is tested in three
+lines by `nas.latency.runtimes.conformance.RuntimeConformance`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import ClassVar, Self, final
+
+import numpy as np
+import numpy.typing as npt
+
+from nas.errors import EngineError, ExportError, UnknownNameError
+from nas.latency.onnx_graph import image_size, parse_onnx, reduced_precision
+
+__all__ = ["Engine", "Images", "Outputs", "Runtime"]
+
+Images = npt.NDArray[np.float32]
+"""Network input: float32 (1, 3, H, W), RGB in 0..1."""
+
+Outputs = dict[str, npt.NDArray[np.float32]]
+"""What a network returns, by the names in the ONNX graph."""
+
+
+class Engine(ABC):
+    """A network that is ready to run. Use it as a context manager, or call `close`.
+
+    Args:
+        input_shape: shape of the image input, (1, 3, H, W).
+    """
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        self.input_shape = input_shape
+        self._bound = False
+        self._closed = False
+
+    @final
+    def bind(self, images: Images) -> None:
+        """Make these images the input of every following `run`; they are copied.
+
+        Args:
+            images: float32 (1, 3, H, W), RGB in 0..1.
+
+        Raises:
+            EngineError: another shape or type than the input's, or the engine is closed.
+        """
+        self._require_open()
+        if images.dtype != np.float32 or images.shape != self.input_shape:
+            raise EngineError(
+                f"The engine takes float32 images of shape {self.input_shape}, "
+                f"got {images.dtype} {images.shape}."
+            )
+        self._bind(np.array(images, order="C"))
+        self._bound = True
+
+    @final
+    def run(self) -> None:
+        """Run once on the bound input and return when the outputs are there.
+
+        Raises:
+            EngineError: nothing is bound, or the engine is closed.
+        """
+        if not self._bound:
+            self._require_bound()
+        self._run()
+
+    @final
+    def outputs(self) -> Outputs:
+        """Copy the outputs of the latest `run`.
+
+        Raises:
+            EngineError: nothing is bound, or the engine is closed.
+        """
+        self._require_bound()
+        return self._outputs()
+
+    @final
+    def infer(self, images: Images) -> Outputs:
+        """Bind, run once, and copy the outputs.
+
+        Args:
+            images: float32 (1, 3, H, W), RGB in 0..1.
+
+        Raises:
+            EngineError: as `bind`.
+        """
+        self.bind(images)
+        self.run()
+        return self.outputs()
+
+    @final
+    def describe(self) -> dict[str, str]:
+        """Say what really runs, as the library reports it.
+
+        Always has `runtime`, `version`, `precision`, `device` and `threads`.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        self._require_open()
+        return self._describe()
+
+    @final
+    def close(self) -> None:
+        """Free the memory. May be called twice."""
+        if not self._closed:
+            self._closed, self._bound = True, False
+            self._close()
+
+    @abstractmethod
+    def _bind(self, images: Images) -> None:
+        """Take the images as input; they are C-contiguous and the engine's own."""
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Run once; this is what is timed."""
+
+    @abstractmethod
+    def _outputs(self) -> Outputs:
+        """Copy the outputs."""
+
+    @abstractmethod
+    def _describe(self) -> dict[str, str]:
+        """Ask the library what runs."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Drop whatever holds memory."""
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineError("The engine is closed.", "Build it again.")
+
+    def _require_bound(self) -> None:
+        self._require_open()
+        if not self._bound:
+            raise EngineError("Nothing is bound to the input.", "Call bind(images) first.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Runtime(ABC):
+    """A library that runs ONNX graphs.
+
+    Class attributes:
+        name: what the user types, equal to the entry point.
+        precisions: what `build` accepts; the first one is the most exact and runs everywhere.
+    """
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the version of the library, as it belongs into an `Environment`."""
+
+    @final
+    def build(self, onnx: bytes, precision: str, threads: int = 1) -> Engine:
+        """Build an engine, and verify that it computes in the precision that was asked for.
+
+        Args:
+            onnx: a graph in fp32 with one static input (1, 3, H, W).
+            precision: one of `precisions`.
+            threads: threads that it may use.
+
+        Raises:
+            UnknownNameError: the runtime does not have the precision.
+            EngineError: the graph is broken or not supported, or something else would run.
+        """
+        if precision not in self.precisions:
+            raise UnknownNameError.of(f"precision of {self.name}", precision, self.precisions)
+        if threads < 1:
+            raise EngineError(f"An engine needs at least 1 thread, got {threads}.")
+        return self._build(onnx, _input_shape(onnx), precision, threads)
+
+    @abstractmethod
+    def _build(
+        self, onnx: bytes, input_shape: tuple[int, ...], precision: str, threads: int
+    ) -> Engine:
+        """Build and verify; the arguments are checked."""
+
+
+def _input_shape(onnx: bytes) -> tuple[int, ...]:
+    """Check that the graph is one that an engine can be built from; its input shape."""
+    try:
+        model = parse_onnx(onnx)
+        size = image_size(model)
+    except ExportError as error:
+        raise EngineError(error.message, error.remedy) from error
+    if reduced := reduced_precision(model):
+        raise EngineError(
+            f"The precision is chosen when an engine is built, but this graph has {reduced}.",
+            "Export the network in fp32.",
+        )
+    return (1, 3, *size)

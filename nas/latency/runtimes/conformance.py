@@ -1,0 +1,202 @@
+"""What every runtime must do, as tests that a runtime's author inherits.
+
+Three lines test a runtime::
+
+    class TestMine(RuntimeConformance):
+        runtime_class = MyRuntime
+
+The network in here has every operator that this project's detectors are made of: convolution,
+top-k, gather, attention with layer normalisation and softmax, scatter.
+
+Needs pytest, which the package does not: import this module from tests only.
+"""
+# ruff: noqa: D102 - the names of tests are their sentences
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas.errors import EngineError, UnknownNameError
+from nas.latency.onnx_export import export_onnx
+from nas.latency.runtimes.base import Engine, Images, Runtime
+
+__all__ = ["ConformanceNet", "RuntimeConformance"]
+
+_SIDE = 32
+_TOKENS = 24
+# fp32 differs by the order of sums; lower precisions also swap tokens that are nearly tied.
+_FP32_TOLERANCE = 1e-4
+_REDUCED_TOLERANCE = 0.05
+
+
+class ConformanceNet(nn.Module):
+    """Images (B, 3, H, W) -> boxes (B, A, 4) and scores (B, A, 5), with A = H/2 x W/2."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.SiLU())
+        self.norm = nn.LayerNorm(width)
+        self.queries_keys = nn.Linear(width, 2 * width)
+        self.boxes = nn.Linear(width, 4)
+        self.scores = nn.Linear(width, 5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.body(self.stem(images)).flatten(2).transpose(1, 2)  # (B, A, width)
+        top = tokens.square().sum(2).topk(_TOKENS, dim=1).indices
+        index = top.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+        chosen = self.norm(tokens.gather(1, index))
+        queries, keys = self.queries_keys(chosen).chunk(2, dim=2)
+        attended = (queries @ keys.transpose(1, 2) / queries.shape[2] ** 0.5).softmax(2) @ chosen
+        tokens = tokens.scatter(1, index, chosen + attended)
+        return self.boxes(tokens), self.scores(tokens).sigmoid()
+
+
+class RuntimeConformance:
+    """Inherit, and set `runtime_class`."""
+
+    runtime_class: ClassVar[type[Runtime]]
+
+    @pytest.fixture
+    def network(self) -> nn.Module:
+        return _network()
+
+    @pytest.fixture
+    def graph(self) -> bytes:
+        return _graph()
+
+    @pytest.fixture
+    def runtime(self) -> Runtime:
+        return self.runtime_class()
+
+    @pytest.fixture
+    def engine(self, runtime: Runtime, graph: bytes) -> Engine:
+        return runtime.build(graph, runtime.precisions[0])
+
+    def test_build__computes_what_torch_computes(
+        self, runtime: Runtime, network: nn.Module, graph: bytes
+    ) -> None:
+        images = _images()
+        with torch.no_grad():
+            boxes, scores = (out.numpy() for out in network(torch.from_numpy(images)))
+        for engine in _engines(runtime, graph):
+            found = engine.infer(images)
+            exact = engine.describe()["precision"] == "fp32"
+            assert list(found) == ["boxes", "scores"]
+            _assert_close(found["boxes"], boxes, exact=exact)
+            _assert_close(found["scores"], scores, exact=exact)
+
+    def test_build__says_what_it_was_asked_for(self, runtime: Runtime, graph: bytes) -> None:
+        for engine in _engines(runtime, graph):
+            said = engine.describe()
+            assert {"runtime", "version", "precision", "device", "threads"} <= set(said)
+            assert (said["runtime"], said["version"]) == (runtime.name, runtime.version())
+            assert said["precision"] in runtime.precisions
+            assert said["threads"] == "1"
+
+    def test_build__unknown_precision_lists_the_known(self, runtime: Runtime, graph: bytes) -> None:
+        with pytest.raises(UnknownNameError, match=runtime.precisions[0]):
+            runtime.build(graph, "fp3")
+
+    @pytest.mark.parametrize("broken", [b"", b"not a graph", b"\x08\x09" * 40])
+    def test_build__broken_graph_is_an_error(self, runtime: Runtime, broken: bytes) -> None:
+        with pytest.raises(EngineError):
+            runtime.build(broken, runtime.precisions[0])
+
+    def test_build__truncated_graph_is_an_error(self, runtime: Runtime, graph: bytes) -> None:
+        with pytest.raises(EngineError):
+            runtime.build(graph[: len(graph) // 2], runtime.precisions[0])
+
+    def test_build__no_threads_is_an_error(self, runtime: Runtime, graph: bytes) -> None:
+        with pytest.raises(EngineError, match="got 0"):
+            runtime.build(graph, runtime.precisions[0], threads=0)
+
+    def test_infer__repeats_itself(self, engine: Engine) -> None:
+        first, second = engine.infer(_images()), engine.infer(_images())
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+
+    def test_infer__returns_copies(self, engine: Engine) -> None:
+        first = engine.infer(_images(seed=1))
+        kept = {name: values.copy() for name, values in first.items()}
+        engine.infer(_images(seed=2))
+        assert all(np.array_equal(first[name], kept[name]) for name in first)
+
+    def test_bind__copies_the_images(self, engine: Engine) -> None:
+        images = _images()
+        expected = engine.infer(images)
+        engine.bind(images)
+        images[:] = 0
+        engine.run()
+        found = engine.outputs()
+        assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+    @pytest.mark.parametrize(
+        "images",
+        [
+            np.zeros((1, 3, _SIDE, _SIDE + 1), np.float32),
+            np.zeros((3, _SIDE, _SIDE), np.float32),
+            np.zeros((1, 3, _SIDE, _SIDE), np.float64),
+        ],
+        ids=["wider", "no-batch", "float64"],
+    )
+    def test_infer__other_input_is_an_error(self, engine: Engine, images: Images) -> None:
+        with pytest.raises(EngineError, match="float32"):
+            engine.infer(images)
+
+    def test_run__nothing_bound_is_an_error(self, engine: Engine) -> None:
+        with pytest.raises(EngineError, match="bound"):
+            engine.run()
+
+    def test_close__every_later_call_is_an_error(self, engine: Engine) -> None:
+        engine.infer(_images())
+        engine.close()
+        engine.close()
+        calls = (engine.run, engine.outputs, engine.describe, lambda: engine.bind(_images()))
+        for call in calls:
+            with pytest.raises(EngineError, match="closed"):
+                call()
+
+
+@functools.cache
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return ConformanceNet().eval()
+
+
+@functools.cache
+def _graph() -> bytes:
+    return export_onnx(_network(), _SIDE, _SIDE)
+
+
+def _engines(runtime: Runtime, graph: bytes) -> list[Engine]:
+    """Build in every precision that this machine has; the first one must be among them."""
+    engines = [runtime.build(graph, runtime.precisions[0])]
+    for precision in runtime.precisions[1:]:
+        # Refusing what the processor cannot do is what the contract asks for.
+        with contextlib.suppress(EngineError):
+            engines.append(runtime.build(graph, precision))
+    return engines
+
+
+def _images(seed: int = 0) -> Images:
+    return np.random.default_rng(seed).random((1, 3, _SIDE, _SIDE), dtype=np.float32)
+
+
+def _assert_close(
+    found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], *, exact: bool
+) -> None:
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    deviation = np.abs(found - expected)
+    if exact:
+        assert deviation.max() <= _FP32_TOLERANCE * np.abs(expected).max()
+    else:
+        assert np.median(deviation) <= _REDUCED_TOLERANCE * expected.std()

@@ -1,0 +1,96 @@
+"""ONNX Runtime on the CPU, fp32: the oracle that other engines are compared with, and a baseline.
+
+Its CPU provider has no bf16 convolution. It takes another provider in silence where it misses the
+one that was asked for, so the session is asked for its providers after it is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+
+from nas.errors import EngineError
+from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+
+__all__ = ["OnnxRuntime", "OnnxRuntimeEngine"]
+
+_PROVIDER = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeEngine(Engine):
+    """A session with its input and outputs bound to memory. Made by `OnnxRuntime.build`."""
+
+    def __init__(self, session: Any, input_shape: tuple[int, ...]) -> None:
+        super().__init__(input_shape)
+        self._session = session
+        self._input_name = session.get_inputs()[0].name
+        self._output_names = [output.name for output in session.get_outputs()]
+        self._binding: Any = None
+
+    def _bind(self, images: Images) -> None:
+        self._binding = self._session.io_binding()
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(images)
+        self._binding.bind_ortvalue_input(self._input_name, value)
+        for name in self._output_names:
+            self._binding.bind_output(name)
+
+    def _run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def _outputs(self) -> Outputs:
+        values = self._binding.copy_outputs_to_cpu()
+        return {
+            name: np.array(value, np.float32)
+            for name, value in zip(self._output_names, values, strict=True)
+        }
+
+    def _describe(self) -> dict[str, str]:
+        return {
+            "runtime": OnnxRuntime.name,
+            "version": onnxruntime.__version__,
+            "precision": "fp32",
+            "device": ",".join(self._session.get_providers()),
+            "threads": str(self._session.get_session_options().intra_op_num_threads),
+        }
+
+    def _close(self) -> None:
+        self._binding = self._session = None
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime with its CPU execution provider."""
+
+    name: ClassVar[str] = "onnxruntime"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+
+    def version(self) -> str:
+        """Return the release, such as `"1.31.1"`."""
+        return str(onnxruntime.__version__)
+
+    def _build(
+        self, onnx: bytes, input_shape: tuple[int, ...], precision: str, threads: int
+    ) -> Engine:
+        try:
+            session = onnxruntime.InferenceSession(onnx, _options(threads), providers=[_PROVIDER])
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime cannot build this graph in {precision}: {error}",
+                "Choose another runtime, or leave out the block that has this operator.",
+            ) from error
+        if session.get_providers() != [_PROVIDER]:
+            raise EngineError(f"Asked for {_PROVIDER}, it runs {session.get_providers()}.")
+        return OnnxRuntimeEngine(session, input_shape)
+
+
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # A thread that spins burns CPU time that would be counted as the network's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
