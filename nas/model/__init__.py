@@ -1,1 +1,1 @@
-""""""
+"""Architecture to torch module: blocks, the detector, and the supernet that shares its weights."""

@@ -1,1 +1,1 @@
-""""""
+"""The blocks of a detector, one file a family."""

@@ -1,0 +1,226 @@
+"""The layers that own parameters, each aware of how its channels came together.
+
+A supernet shares tensors between networks of different widths and depths. Where a tensor is
+concatenated from others, narrowing it means taking the first channels *of each part*, not the first
+channels of the whole. So every layer here carries a `Layout`, the widths of the parts, and says
+along which dimensions of which parameter they lie. Nothing else in a network needs to be elastic.
+
+Blocks, also those of plug-ins, hold their parameters in these layers only.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas.errors import ArchitectureError
+
+__all__ = [
+    "BatchNorm2d",
+    "Choice",
+    "Conv2d",
+    "ConvTranspose2d",
+    "LayerNorm",
+    "Layout",
+    "Scale",
+    "Shareable",
+    "widest",
+]
+
+Layout = tuple[int, ...]
+"""Widths of the tensors that are concatenated along one dimension."""
+
+_BN_EPS = 1e-3  # the YOLO family's
+_BN_MOMENTUM = 0.03
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A layer whose parameters a supernet can share."""
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """Layouts of the leading dimensions of each parameter; the others never change."""
+
+    def widened(self, other: Self) -> Self:
+        """Return a fresh layer that is wide enough for both.
+
+        Raises:
+            ArchitectureError: they differ in more than layouts.
+        """
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that keeps the size (divided by the stride, rounded up).
+
+    Args:
+        in_layout: widths of the tensors concatenated at the input.
+        out_layout: widths of the tensors into which the output is split.
+        kernel: side of the kernel; 6 is for even inputs at stride 2.
+    """
+
+    def __init__(
+        self,
+        in_layout: Layout,
+        out_layout: Layout,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        self.in_layout, self.out_layout = in_layout, out_layout
+        super().__init__(
+            sum(in_layout),
+            sum(out_layout),
+            kernel,
+            stride,
+            padding=(kernel - 1) // 2,
+            groups=groups,
+            bias=bias,
+        )
+
+    def reset_parameters(self) -> None:
+        """Initialise as torch does, uniformly by the fan-in; free on the meta device."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
+        if self.kernel_size == (1, 1) and self.stride != (1, 1):
+            # torch 2.13 corrupts memory in the backward pass of a strided 1x1 convolution over
+            # channels_last; this is the same convolution.
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return F.conv2d(x, self.weight, self.bias, groups=self.groups)
+        return super().forward(x)
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """See `Shareable`."""
+        inner = self.in_layout if self.groups == 1 else (self.in_channels // self.groups,)
+        found: dict[str, tuple[Layout, ...]] = {"weight": (self.out_layout, inner)}
+        return found if self.bias is None else {**found, "bias": (self.out_layout,)}
+
+    def widened(self, other: Self) -> Self:
+        """See `Shareable`."""
+        mine, theirs = self._fixed(), other._fixed()
+        if mine != theirs:
+            raise ArchitectureError(f"Convolutions {mine} and {theirs} cannot share weights.")
+        in_layout = widest(self.in_layout, other.in_layout)
+        return self._like(in_layout, widest(self.out_layout, other.out_layout))
+
+    def _fixed(self) -> dict[str, int | bool]:
+        return {
+            "kernel": self.kernel_size[0],
+            "stride": self.stride[0],
+            "groups": self.groups,
+            "bias": self.bias is not None,
+        }
+
+    def _like(self, in_layout: Layout, out_layout: Layout) -> Self:
+        return type(self)(
+            in_layout,
+            out_layout,
+            self.kernel_size[0],
+            self.stride[0],
+            groups=self.groups,
+            bias=self.bias is not None,
+        )
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """A 2x2 transposed convolution of stride 2 with bias: doubles height and width."""
+
+    def __init__(self, in_layout: Layout, out_layout: Layout) -> None:
+        self.in_layout, self.out_layout = in_layout, out_layout
+        super().__init__(sum(in_layout), sum(out_layout), 2, 2)
+
+    def reset_parameters(self) -> None:
+        """Initialise as torch does; free on the meta device."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """See `Shareable`."""
+        return {"weight": (self.in_layout, self.out_layout), "bias": (self.out_layout,)}
+
+    def widened(self, other: Self) -> Self:
+        """See `Shareable`."""
+        in_layout = widest(self.in_layout, other.in_layout)
+        return type(self)(in_layout, widest(self.out_layout, other.out_layout))
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the YOLO family's epsilon and momentum."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        super().__init__(sum(layout), eps=_BN_EPS, momentum=_BN_MOMENTUM)
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """See `Shareable`."""
+        return {"weight": (self.layout,), "bias": (self.layout,)}
+
+    def widened(self, other: Self) -> Self:
+        """See `Shareable`."""
+        return type(self)(widest(self.layout, other.layout))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels, which lie in the last dimension."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        super().__init__(sum(layout))
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """See `Shareable`."""
+        return {"weight": (self.layout,), "bias": (self.layout,)}
+
+    def widened(self, other: Self) -> Self:
+        """See `Shareable`."""
+        return type(self)(widest(self.layout, other.layout))
+
+
+class Scale(nn.Module):
+    """Multiply by one learnable number."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.factor = nn.Parameter(torch.full((), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale a tensor of any shape."""
+        return self.factor * x
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """See `Shareable`."""
+        return {"factor": ()}
+
+    def widened(self, other: Self) -> Self:
+        """See `Shareable`."""
+        if self.initial != other.initial:
+            raise ArchitectureError(f"Scales start at {self.initial:g} and at {other.initial:g}.")
+        return type(self)(self.initial)
+
+
+class Choice(nn.Module):
+    """A module kept under the name of its type, so that types have weights of their own."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the module."""
+        output: Tensor = self._modules[self.name](x)  # type: ignore[misc]
+        return output
+
+
+def widest(first: Layout, second: Layout) -> Layout:
+    """Return the layout with every part of both, each as wide as the wider one."""
+    return tuple(max(pair) for pair in zip_longest(first, second, fillvalue=0))

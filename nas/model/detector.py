@@ -1,0 +1,221 @@
+"""A detector: the module that an `Architecture` describes, its deployed form, and its cost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import ArchitectureError
+from nas.model.blocks.attention import GlobalAttention
+from nas.model.blocks.backbone import Backbone
+from nas.model.blocks.convolution import Unit
+from nas.model.blocks.head import ClassPredictor, Head, distances
+from nas.model.blocks.neck import PathAggregation
+from nas.space.architecture import LEVELS, STRIDES, Architecture
+
+__all__ = ["DeployedDetector", "Detector", "Predictions", "Profile", "decode", "profile"]
+
+
+class Predictions(NamedTuple):
+    """What a detector says about a batch, before decoding.
+
+    Attributes:
+        logits: (B, A, classes).
+        bins: logits (B, A, 4, bins) of the distances to left, top, right, bottom, in strides.
+        anchors: (A, 2) centres x, y in pixels, of P3, P4, P5, row by row.
+        strides: (A,) in pixels.
+    """
+
+    logits: Tensor
+    bins: Tensor
+    anchors: Tensor
+    strides: Tensor
+
+
+class Detector(nn.Module):
+    """The network of an architecture, in the form that is trained.
+
+    Args:
+        architecture: what to build.
+        seed: of the initial weights; torch's global generator is left as it was.
+
+    Raises:
+        ArchitectureError: parts of it do not fit together.
+    """
+
+    anchors: Tensor
+    strides: Tensor
+
+    def __init__(self, architecture: Architecture, seed: int = 0) -> None:
+        super().__init__()
+        self.architecture = architecture
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.backbone = Backbone(architecture)
+            self.neck = PathAggregation(architecture)
+            self.head = Head(architecture)
+        anchors, strides = _grid(architecture)
+        self.register_buffer("anchors", anchors, persistent=False)
+        self.register_buffer("strides", strides, persistent=False)
+
+    def forward(self, images: Tensor) -> Predictions:
+        """Predict on images (B, 3, H, W) in 0..1, of the architecture's input size.
+
+        Raises:
+            ArchitectureError: images of another size.
+        """
+        _check_size(images, self.architecture)
+        logits, bins = self.head(self.neck(self.backbone(images)))
+        return Predictions(logits, bins, self.anchors, self.strides)
+
+    def deploy(self) -> DeployedDetector:
+        """Return an independent copy in evaluation mode, every unit one convolution."""
+        return DeployedDetector(self)
+
+
+class DeployedDetector(nn.Module):
+    """A detector as it runs on a device: branches folded, boxes decoded, no suppression."""
+
+    anchors: Tensor
+    strides: Tensor
+    steps: Tensor
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.architecture = detector.architecture
+        twin = copy.deepcopy(detector).eval()
+        _fuse_children(twin)
+        self.backbone, self.neck, self.head = twin.backbone, twin.neck, twin.head
+        steps = torch.arange(self.architecture.head.bins).to(twin.anchors)[:, None]
+        self.register_buffer("anchors", twin.anchors, persistent=False)
+        self.register_buffer("strides", twin.strides, persistent=False)
+        self.register_buffer("steps", steps, persistent=False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (B, 3, H, W) to boxes (B, A, 4), xyxy in pixels, and scores (B, A, classes).
+
+        Raises:
+            ArchitectureError: images of another size than the architecture's input.
+        """
+        _check_size(images, self.architecture)
+        logits, bins = self.head(self.neck(self.backbone(images)))
+        boxes = _boxes(distances(bins, self.steps), self.anchors, self.strides)
+        return boxes, logits.sigmoid()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The size of a deployed network.
+
+    Attributes:
+        parameters: weights and biases, after folding.
+        macs: multiplications with accumulation for one image, in convolutions, attention and the
+            expectation of distances.
+    """
+
+    parameters: int
+    macs: int
+
+
+@lru_cache(maxsize=16_384)
+def profile(architecture: Architecture) -> Profile:
+    """Count the deployed network without making its weights; equal architectures are counted once.
+
+    Raises:
+        ArchitectureError: parts of it do not fit together.
+    """
+    with torch.device("meta"):
+        detector = Detector(architecture).eval()
+        images = torch.empty(1, 3, *architecture.input)
+    counter = _Counter()
+    counter.watch(detector)
+    with torch.no_grad():
+        detector.to("meta")(images)
+    macs = counter.macs + 4 * architecture.head.bins * len(detector.anchors)
+    return Profile(counter.parameters, macs)
+
+
+def decode(predictions: Predictions) -> Tensor:
+    """Return boxes (B, A, 4), xyxy in pixels; differentiable."""
+    bins = predictions.bins
+    steps = torch.arange(bins.shape[-1], dtype=bins.dtype, device=bins.device)[:, None]
+    return _boxes(distances(bins, steps), predictions.anchors, predictions.strides)
+
+
+def _boxes(sides: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+    pixels = sides * strides[:, None]
+    return torch.cat([anchors - pixels[..., :2], anchors + pixels[..., 2:]], -1)
+
+
+def _grid(architecture: Architecture) -> tuple[Tensor, Tensor]:
+    """Return the centres (A, 2) and strides (A,) of all cells, on the CPU even under `meta`."""
+    centres, strides = [], []
+    for level in LEVELS:
+        height, width = architecture.feature_size(level)
+        y, x = torch.meshgrid(
+            torch.arange(height, device="cpu"), torch.arange(width, device="cpu"), indexing="ij"
+        )
+        centres.append((torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * STRIDES[level])
+        strides.append(torch.full((height * width,), float(STRIDES[level]), device="cpu"))
+    return torch.cat(centres), torch.cat(strides)
+
+
+def _check_size(images: Tensor, architecture: Architecture) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return  # shapes are tensors then
+    if tuple(images.shape[1:]) != (3, *architecture.input):
+        height, width = architecture.input
+        raise ArchitectureError(
+            f"This network takes images of shape (B, 3, {height}, {width}), "
+            f"got {tuple(images.shape)}.",
+            "Resize the images, or build the architecture with another input.",
+        )
+
+
+def _fuse_children(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, Unit | ClassPredictor):
+            setattr(module, name, child.fuse())
+        else:
+            _fuse_children(child)
+
+
+class _Counter:
+    """Counts what deployed layers hold and do, from the output sizes of a forward pass."""
+
+    def __init__(self) -> None:
+        self.parameters = 0
+        self.macs = 0
+
+    def watch(self, module: nn.Module) -> None:
+        """Count a module and all below it; a unit counts as the convolution it deploys to."""
+        if isinstance(module, Unit):
+            per_output = module.in_channels // module.groups * module.kernel**2
+            self._convolution(module, per_output, module.out_channels * (per_output + 1))
+            return
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            held = sum(parameter.numel() for parameter in module.parameters())
+            taps = module.kernel_size[0] ** 2 if isinstance(module, nn.Conv2d) else 1
+            self._convolution(module, module.in_channels // module.groups * taps, held)
+            return
+        if isinstance(module, GlobalAttention):
+            self.macs += 2 * module.attended_positions**2 * module.channels
+        self.parameters += sum(p.numel() for p in module.parameters(recurse=False))
+        for child in module.children():
+            self.watch(child)
+
+    def _convolution(self, module: nn.Module, per_output: int, parameters: int) -> None:
+        self.parameters += parameters
+
+        def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            self.macs += output.numel() * per_output
+
+        hook: Callable[..., None] = count
+        module.register_forward_hook(hook)

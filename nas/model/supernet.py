@@ -1,0 +1,347 @@
+"""A supernet: one table of weights, of which every network of a space uses a part.
+
+No layer here is elastic. A subnet is the plain `Detector` of its architecture, run on slices of the
+table, so what is activated in the supernet and what is extracted from it agree by construction.
+
+For every parameter of a subnet the table has a tensor of the same name. Its slice follows the
+layouts of both: for each part of the subnet's concatenation, the first channels of the table's part
+at the same place. A smaller depth has fewer parts, a smaller width has narrower ones. Types of
+blocks and convolutions are part of parameter names, so they have weights of their own; sparse and
+dense attention at one level share theirs.
+
+Running statistics are not shared: a subnet has those of its own, filled by `recalibrate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nas.errors import ArchitectureError, InputError, StorageError
+from nas.model.blocks.layers import Layout, Shareable
+from nas.model.detector import Detector, Predictions
+from nas.space.architecture import Architecture, digest_of
+
+__all__ = ["Supernet", "recalibrate"]
+
+_FORMAT = "1"
+_PLANS = 64  # skeletons kept; one holds no weights, only modules and anchors
+
+_Index = int | Tensor | None
+"""What a slice takes of one dimension: all, the first n, or those listed."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A shared tensor's shape: layouts of its leading dimensions, and the sizes of all."""
+
+    layouts: tuple[Layout, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to run one subnet: its modules without weights, and the slices that it needs."""
+
+    skeleton: Detector
+    slices: dict[str, tuple[_Index, ...]]
+
+
+class Supernet(nn.Module):
+    """Shared weights for all architectures whose tensors fit into those of the given ones.
+
+    Args:
+        architectures: they cover the space: each tensor is as wide, in each part, as the widest
+            that any of them has.
+        seed: of the initial weights, drawn as a `Detector` draws its own.
+
+    Raises:
+        ArchitectureError: no architecture, or two that use a name for different things.
+    """
+
+    def __init__(self, architectures: Sequence[Architecture], seed: int = 0) -> None:
+        super().__init__()
+        if not architectures:
+            raise ArchitectureError("A supernet covers at least one architecture, got none.")
+        self.architectures = tuple(dict.fromkeys(architectures))
+        self._entries, tensors = _table(self.architectures, seed)
+        self.shared = nn.ParameterDict({_key(name): tensor for name, tensor in tensors.items()})
+        self._plans: OrderedDict[tuple[str, torch.device], _Plan] = OrderedDict()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the architectures that it was built from."""
+        return digest_of([architecture.canonical() for architecture in self.architectures])
+
+    def forward(self, images: Tensor, architecture: Architecture) -> Predictions:
+        """Run a subnet on images (B, 3, H, W); gradients reach the shared weights.
+
+        In training mode, normalisation uses the batch and keeps no running statistics; in
+        evaluation mode it uses those of a fresh detector (mean 0, variance 1).
+
+        Raises:
+            ArchitectureError: the architecture does not fit.
+        """
+        return self.activate(architecture)(images)
+
+    def activate(self, architecture: Architecture) -> Callable[[Tensor], Predictions]:
+        """Return the subnet as a function of images; it follows later changes of the weights.
+
+        Raises:
+            ArchitectureError: the architecture does not fit; the message names the first tensor.
+        """
+        plan = self._plan(architecture)
+
+        def run(images: Tensor) -> Predictions:
+            if plan.skeleton.training != self.training:
+                plan.skeleton.train(self.training)
+            weights = {name: self._slice(name, plan.slices[name]) for name in plan.slices}
+            output: Predictions = functional_call(
+                plan.skeleton, weights, (images,), tie_weights=False
+            )
+            return output
+
+        return run
+
+    @torch.no_grad()
+    def extract(self, architecture: Architecture) -> Detector:
+        """Return an independent detector with a copy of the weights and fresh statistics.
+
+        Raises:
+            ArchitectureError: the architecture does not fit; the message names the first tensor.
+        """
+        plan = self._plan(architecture)
+        detector = Detector(architecture).to(self._device())
+        for name, parameter in detector.named_parameters():
+            parameter.copy_(self._slice(name, plan.slices[name]))
+        return detector.train(self.training)
+
+    def save(self, path: Path) -> None:
+        """Write weights and architectures to one safetensors file, whole or not at all.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        described = [architecture.canonical() for architecture in self.architectures]
+        metadata = {
+            "format": _FORMAT,
+            "architectures": json.dumps(described, sort_keys=True),
+            "digest": self.digest,
+        }
+        tensors = {name: self.shared[_key(name)].detach().cpu() for name in self._entries}
+        partial = path.with_name(path.name + ".partial")
+        try:
+            save_file(tensors, partial, metadata)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"The supernet cannot be written to {path}: {error}.") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: the file cannot be read, or is not a supernet of this version.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                supernet = cls(_described(path, file.metadata() or {}))
+                supernet._fill({name: file.get_tensor(name) for name in list(file.keys())}, path)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"The supernet {path} cannot be read: {error}.") from error
+        return supernet
+
+    @torch.no_grad()
+    def _fill(self, tensors: dict[str, Tensor], path: Path) -> None:
+        if {name: tuple(t.shape) for name, t in tensors.items()} != {
+            name: entry.shape for name, entry in self._entries.items()
+        }:
+            raise StorageError(
+                f"The weights in {path} are not those that its architectures need.",
+                "Train the supernet again with this version.",
+            )
+        for name, tensor in tensors.items():
+            self.shared[_key(name)].copy_(tensor)
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _slice(self, name: str, indices: tuple[_Index, ...]) -> Tensor:
+        tensor: Tensor = self.shared[_key(name)]
+        for dimension, index in enumerate(indices):
+            if isinstance(index, Tensor):
+                tensor = tensor.index_select(dimension, index)
+            elif index is not None:
+                tensor = tensor.narrow(dimension, 0, index)
+        return tensor
+
+    def _plan(self, architecture: Architecture) -> _Plan:
+        key = (architecture.digest, self._device())
+        if key not in self._plans:
+            skeleton, entries = _skeleton(architecture)
+            slices = {name: self._indices(name, entry) for name, entry in entries.items()}
+            self._plans[key] = _Plan(_with_buffers(skeleton, self._device()), slices)
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _indices(self, name: str, wanted: _Entry) -> tuple[_Index, ...]:
+        shared = self._entries.get(name)
+        if shared is None or not _fits(wanted, shared):
+            offered = "nothing of that name" if shared is None else f"layouts {shared.layouts}"
+            raise ArchitectureError(
+                f"The architecture lies outside the supernet: {name} has layouts "
+                f"{wanted.layouts}, and the supernet has {offered}.",
+                "Choose an architecture of the space that the supernet was built for.",
+            )
+        pairs = zip(wanted.layouts, shared.layouts, strict=True)
+        return tuple(_index(sub, whole, self._device()) for sub, whole in pairs)
+
+
+@torch.no_grad()
+def recalibrate(detector: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace running statistics by the mean of the batches' statistics, in one pass.
+
+    Gradients, momentum and the training mode stay as they were.
+
+    Args:
+        detector: any module with batch normalisation.
+        batches: its inputs, on its device.
+
+    Raises:
+        InputError: there is no batch.
+    """
+    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch then keeps the cumulative mean
+        norm.train()
+    try:
+        used = sum(1 for batch in batches if detector(batch) is not None)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    if not used:
+        raise InputError("Recalibration needs at least one batch, got none.")
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # parameters of a ParameterDict cannot have dots
+
+
+def _skeleton(architecture: Architecture) -> tuple[Detector, dict[str, _Entry]]:
+    with torch.device("meta"):
+        skeleton = Detector(architecture)
+    return skeleton, dict(_entries(skeleton))
+
+
+def _entries(detector: Detector) -> Iterator[tuple[str, _Entry]]:
+    for path, module in detector.named_modules():
+        layouts = module.layouts() if isinstance(module, Shareable) else {}
+        for name, parameter in module.named_parameters(path, recurse=False):
+            local = name.removeprefix(f"{path}.")
+            if local not in layouts:
+                raise ArchitectureError(
+                    f"The parameter {name} has no layout, so it cannot be shared.",
+                    "Build blocks from the layers of nas.model.blocks.layers.",
+                )
+            yield name, _Entry(layouts[local], tuple(parameter.shape))
+
+
+def _table(
+    architectures: Sequence[Architecture], seed: int
+) -> tuple[dict[str, _Entry], dict[str, nn.Parameter]]:
+    """Merge the layers of all architectures by name, then make them for real."""
+    layers: dict[str, Shareable] = {}
+    for architecture in architectures:
+        skeleton, _ = _skeleton(architecture)
+        for path, layer in skeleton.named_modules():
+            if isinstance(layer, Shareable):
+                layers[path] = _merged(path, layers[path], layer) if path in layers else layer
+    entries: dict[str, _Entry] = {}
+    tensors: dict[str, nn.Parameter] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for path, layer in layers.items():
+            real = layer.widened(layer)
+            layouts = real.layouts()
+            for name, tensor in real.named_parameters():  # type: ignore[attr-defined]
+                entries[f"{path}.{name}"] = _Entry(layouts[name], tuple(tensor.shape))
+                tensors[f"{path}.{name}"] = tensor
+    return entries, tensors
+
+
+def _merged(path: str, first: Shareable, second: Shareable) -> Shareable:
+    try:
+        with torch.device("meta"):
+            return first.widened(second)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{path}: {error.message}", error.remedy) from error
+
+
+def _with_buffers(skeleton: Detector, device: torch.device) -> Detector:
+    """Give a skeleton real buffers; its normalisation never writes them."""
+    for module in skeleton.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(buffer, device=device))
+            module.reset_running_stats()
+            module.track_running_stats = False
+        else:
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+    return skeleton
+
+
+def _fits(wanted: _Entry, shared: _Entry) -> bool:
+    leading = len(wanted.layouts)
+    return (
+        leading == len(shared.layouts)
+        and wanted.shape[leading:] == shared.shape[leading:]
+        and all(
+            len(sub) <= len(whole) and all(a <= b for a, b in zip(sub, whole, strict=False))
+            for sub, whole in zip(wanted.layouts, shared.layouts, strict=True)
+        )
+    )
+
+
+def _index(wanted: Layout, shared: Layout, device: torch.device) -> _Index:
+    """Find the channels: of each wanted part, the first ones of the shared part at its place."""
+    if wanted == shared:
+        return None
+    starts = [sum(shared[:place]) for place in range(len(wanted))]
+    parts = [
+        torch.arange(start, start + width) for start, width in zip(starts, wanted, strict=True)
+    ]
+    channels = torch.cat(parts)
+    if int(channels[-1]) == len(channels) - 1:
+        return len(channels)
+    return channels.to(device)
+
+
+def _described(path: Path, metadata: dict[str, str]) -> list[Architecture]:
+    if metadata.get("format") != _FORMAT:
+        raise StorageError(
+            f"{path} is not a supernet of format {_FORMAT}, got {metadata.get('format')!r}.",
+            "Train the supernet again with this version.",
+        )
+    described = json.loads(metadata["architectures"])
+    if digest_of(described) != metadata["digest"]:
+        raise StorageError(f"The architectures in {path} do not have the digest that it states.")
+    return [Architecture.parse(one) for one in described]
