@@ -11,6 +11,7 @@ time. With one input size the sparse form exports to TopK, GatherElements and Sc
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from nas.errors import ArchitectureError
@@ -37,6 +38,8 @@ class GlobalAttention(nn.Module):
         ArchitectureError: k lies outside 1..H W, or above what TopK of TensorRT takes.
     """
 
+    zeros: Tensor
+
     def __init__(self, channels: int, tokens: int | None, size: tuple[int, int]) -> None:
         super().__init__()
         if tokens is not None and not 1 <= tokens <= min(size[0] * size[1], _LARGEST_TOKENS):
@@ -51,6 +54,8 @@ class GlobalAttention(nn.Module):
         self.value, self.output = Conv2d(layout, layout), Conv2d(layout, layout)
         self.norm = LayerNorm(layout)
         self.gate = Scale(0.0)
+        zeros = torch.zeros(1, channels, 1, dtype=torch.int64, device="cpu")
+        self.register_buffer("zeros", zeros, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -76,7 +81,8 @@ class GlobalAttention(nn.Module):
         energy = (x.detach().float() / _SCORE_SCALE).square().sum(1)
         scores = energy.reshape(-1, self.size[0] * self.size[1])
         index = scores.topk(tokens, dim=1).indices
-        return index.unsqueeze(1).expand(-1, self.channels, -1)
+        # Adding zeros exports as one Add; `expand` becomes a chain that computes a shape.
+        return index.unsqueeze(1) + self.zeros
 
     def _attend(self, positions: Tensor, value: Tensor) -> Tensor:
         """Attend among positions (B, C, k, 1) or a whole map, with values (B, C, k); (B, C, k)."""

@@ -95,7 +95,7 @@ class C2f(nn.Module):
     def __init__(self, in_layout: Layout, spec: Fusion, activation: str) -> None:
         super().__init__()
         hidden = (spec.hidden,)
-        self.shortcut = spec.shortcut
+        self.hidden, self.shortcut = spec.hidden, spec.shortcut
         self.conv1 = ConvBN(in_layout, hidden * 2, 1, act=activation)
         self.bottlenecks = nn.ModuleList(
             nn.Sequential(
@@ -107,7 +107,7 @@ class C2f(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the module."""
-        parts = list(self.conv1(x).chunk(2, 1))
+        parts = list(self.conv1(x).split(self.hidden, 1))
         for bottleneck in self.bottlenecks:
             y = bottleneck(parts[-1])
             parts.append(parts[-1] + y if self.shortcut else y)
