@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -30,8 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nas.accuracy.images import Images, fitted_size, letterbox
-from nas.errors import DatasetError
+from nas.accuracy.images import Images, fitted_size, in_threads, letterbox
+from nas.errors import DatasetError, StorageError
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -54,7 +52,6 @@ MEMORY_LIMIT = 512 * 1024**2
 """Bytes of one resized split above which it is memory-mapped instead of held in memory."""
 
 _EXAMPLES = 3
-_WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,15 +361,24 @@ def fingerprint(value: object) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file that then takes the name `path`: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            write(file)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    """Let `write` fill a temporary file that then takes the name `path`: never half a file.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            try:
+                write(file)
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}.", "Free space, or choose another folder."
+        ) from error
 
 
 def _resized_images(split: Split, height: int, width: int) -> NDArray[np.uint8]:
@@ -398,9 +404,7 @@ def _fill(images: NDArray[np.uint8], split: Split) -> None:
             )
         images[index] = letterbox(source, (images.shape[2], images.shape[3])).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(_WORKERS) as workers:
-        for _ in workers.map(fill, range(len(split))):
-            pass
+    in_threads(fill, range(len(split)))
 
 
 def _write_images(path: Path, shape: tuple[int, ...], split: Split) -> None:

@@ -78,7 +78,7 @@ def detect(boxes: _Floats, scores: _Floats) -> Detections:
 def detect_batch(boxes: _Floats, scores: _Floats) -> list[Detections]:
     """Turn boxes (B, A, 4) and scores (B, A, classes) into the detections of each image.
 
-    A box that is not finite (an overflow of half precision) is no detection.
+    A box without area, or that is not finite (an overflow of half precision), is no detection.
 
     Raises:
         DatasetError: the shapes do not belong together.
@@ -139,8 +139,11 @@ def _matched(a: Detections, b: Detections) -> NDArray[np.bool_]:
 
 def _candidates(boxes: _Floats, scores: _Floats) -> tuple[_Indices, _Indices, _Indices, _Floats]:
     """Return image, anchor, class and score of the best pairs, by image and best first."""
-    finite = np.asarray(np.isfinite(boxes).all(axis=2))
-    usable = np.where((scores >= SCORE_THRESHOLD) & finite[:, :, None], scores, 0)
+    finite = np.isfinite(boxes).all(axis=2)
+    solid = (boxes[:, :, 2:] > boxes[:, :, :2]).all(axis=2)
+    usable = np.where(
+        (scores >= SCORE_THRESHOLD) & np.asarray(finite & solid)[:, :, None], scores, 0
+    )
     flat = torch.from_numpy(usable.reshape(len(boxes), -1))
     top, where = (part.numpy() for part in flat.topk(min(MOST_CANDIDATES, flat.shape[1])))
     images, ranks = np.nonzero(top > 0)

@@ -6,18 +6,50 @@ is then one division per axis, and the program on a device needs no offset.
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["PADDING", "ImageFiles", "Images", "fitted_size", "letterbox", "read_image"]
+from nas.errors import DatasetError
+
+__all__ = [
+    "DECODING_ERRORS",
+    "PADDING",
+    "ImageFiles",
+    "Images",
+    "fitted_size",
+    "in_threads",
+    "letterbox",
+    "read_image",
+]
 
 PADDING = 114
 """Grey level around a letterboxed image: usual for YOLO-like detectors, near ImageNet's mean."""
+
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on files that are damaged in one way or another."""
+
+_WORKERS = min(8, os.cpu_count() or 1)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Images(Protocol):
@@ -68,12 +100,32 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode `path` to RGB uint8 (H, W, 3), turned upright as its EXIF tag says."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            # Pillow would clip 16 bits to white instead of scaling them.
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        if image.mode == "P":
-            image = image.convert("RGBA")
-        return np.asarray(image.convert("RGB"))
+    """Decode `path` to RGB uint8 (H, W, 3), turned upright as its EXIF tag says.
+
+    Raises:
+        DatasetError: it is not an image, or damaged.
+    """
+    try:
+        with Image.open(path) as opened:
+            return _upright_rgb(opened)
+    except DECODING_ERRORS as error:
+        raise DatasetError(
+            f"The image {path} cannot be decoded: {error}.",
+            "If it was there before, do not change the data while a study runs.",
+        ) from error
+
+
+def _upright_rgb(opened: Image.Image) -> NDArray[np.uint8]:
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits to white instead of scaling them.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """Apply `function` to each of `items`, in order; Pillow decodes and resizes without the GIL."""
+    with ThreadPoolExecutor(_WORKERS) as workers:
+        return list(workers.map(function, items))
