@@ -1,1 +1,59 @@
-"""Alembic environment of our own tables."""
+"""The history of our tables: `upgrade` brings a database to the newest revision.
+
+A change of `nas.search.tables` is a new file in `versions`. Alembic is configured here, in code;
+its version table is our own, because Optuna keeps its revision in Alembic's default one.
+"""
+
+from __future__ import annotations
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+
+from nas.errors import StorageError
+from nas.search.connection import exclusive
+
+__all__ = ["SCHEMA_LOCK", "VERSION_TABLE", "upgrade"]
+
+SCHEMA_LOCK = "schema"
+"""Held while tables are made, ours or Optuna's: neither SQLite nor PostgreSQL lets two processes
+create the same table at once."""
+
+VERSION_TABLE = "nas_alembic_version"
+
+
+def upgrade(engine: Engine) -> None:
+    """Make or upgrade our tables; writes nothing, not even a lock, if they are the newest.
+
+    Raises:
+        StorageError: a newer version of this project wrote the schema.
+    """
+    with engine.connect() as connection:
+        if _is_current(connection):
+            return
+    with exclusive(engine, SCHEMA_LOCK), engine.begin() as connection:
+        command.upgrade(_config(connection), "head")
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", "nas.search:migrations")
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = VERSION_TABLE
+    return config
+
+
+def _is_current(connection: Connection) -> bool:
+    script = ScriptDirectory.from_config(_config(connection))
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    found = set(context.get_current_heads())
+    unknown = found - {revision.revision for revision in script.walk_revisions()}
+    if unknown:
+        raise StorageError(
+            f"The schema of {connection.engine.url} must be at most revision "
+            f"{script.get_current_head()}, and is {', '.join(sorted(unknown))}.",
+            "A newer version of nas-detector wrote it: upgrade with pip install -U nas-detector.",
+        )
+    return found == set(script.get_heads())

@@ -1,0 +1,456 @@
+"""Our own tables, in the same database as Optuna's study.
+
+`Database` is what the rest of the project sees of SQL: it stores what was measured, so that nothing
+is measured twice, and gives the final table of a study. Every method is one short transaction that
+begins with its write: SQLite then waits for its turn instead of failing half-way. Storing the same
+thing twice is harmless.
+
+The schema is made and upgraded by Alembic when a database is opened, under a lock, because neither
+SQLite nor PostgreSQL lets two processes create the same tables at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import pandas as pd
+from sqlalchemy import ScalarSelect, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from nas.accuracy.evaluate import Accuracy
+from nas.errors import StorageError
+from nas.latency.clock import Timing
+from nas.latency.hardware import Environment
+from nas.latency.oracle import Latency, Source
+from nas.search.connection import (
+    BUSY_TIMEOUT_S,
+    create_engine,
+    masked,
+    parse_url,
+    sqlite_path,
+    translated,
+)
+from nas.search.migrations import upgrade
+from nas.search.tables import (
+    EVALUATION_COLUMNS,
+    AccuracyRow,
+    ArchitectureRow,
+    EnvironmentRow,
+    EvaluationRow,
+    FrontRow,
+    LatencyRow,
+    ReferenceRow,
+    Row,
+    RunRow,
+)
+
+__all__ = ["Database", "State"]
+
+State = Literal["complete", "infeasible", "failed", "duplicate"]
+"""What can become of a trial."""
+
+_RUN_STATES = ("running", "finished", "interrupted", "failed")
+_AnyRow = TypeVar("_AnyRow", bound=Row)
+
+
+class Database:
+    """A database that is open, has the newest schema, and can be written to.
+
+    Args:
+        url: `sqlite:///studies/nas.db` (the folder is made) or `postgresql://user@host/name`.
+        busy_timeout_s: how long a write waits for another process on SQLite.
+
+    Raises:
+        StorageError: no such dialect, no server, no permission, not a database, or a schema that a
+            newer version of this project wrote.
+        MissingPackageError: the driver is not installed.
+    """
+
+    def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self.url = parse_url(url)
+        self.busy_timeout_s = busy_timeout_s
+        self._make_folder()
+        self.engine = create_engine(self.url, busy_timeout_s)
+        with ExitStack() as stack, translated(self.url):
+            stack.callback(self.close)  # unless all goes well
+            upgrade(self.engine)
+            stack.pop_all()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return masked(self.url)
+
+    def close(self) -> None:
+        """Close the connections; the next use would open new ones."""
+        self.engine.dispose()
+
+    # Architectures and environments
+
+    def add_architecture(
+        self,
+        digest: str,
+        *,
+        space: str,
+        text: str,
+        parameters: int | None = None,
+        macs: int | None = None,
+    ) -> None:
+        """Store a network's canonical description; known counts replace unknown ones."""
+        row = {"digest": digest, "space": space, "text": text}
+        counts = {"parameters": parameters, "macs": macs}
+        known = {name: int(count) for name, count in counts.items() if count is not None}
+        self._upsert(ArchitectureRow, row | known, keys=["digest"], replace=known)
+
+    def find_architecture(self, digest: str) -> ArchitectureRow | None:
+        """Find a network by its digest."""
+        return self._first(ArchitectureRow, digest=digest)
+
+    def add_environment(self, digest: str, description: Mapping[str, Any]) -> None:
+        """Store what a latency is measured under."""
+        row = {"digest": digest, "description": dict(description)}
+        self._upsert(EnvironmentRow, row, keys=["digest"])
+
+    def find_environment(self, digest: str) -> EnvironmentRow | None:
+        """Find an environment by its digest."""
+        return self._first(EnvironmentRow, digest=digest)
+
+    def add_reference(
+        self, environment_digest: str, ms: float, low_ms: float, high_ms: float
+    ) -> None:
+        """Store the reference network's latency; the first calibration of an environment stays.
+
+        Latencies are multiples of it: a second one would change the unit of those already stored.
+        """
+        row = {
+            "environment": environment_digest,
+            "ms": float(ms),
+            "low_ms": float(low_ms),
+            "high_ms": float(high_ms),
+        }
+        self._upsert(ReferenceRow, row, keys=["environment"])
+
+    def find_reference(self, environment_digest: str) -> float | None:
+        """Find the reference network's latency in ms under an environment."""
+        row = self._first(ReferenceRow, environment=environment_digest)
+        return row.ms if row else None
+
+    # Latencies and accuracies: caches that outlive a study
+
+    def add_latency(self, key: str, latency: Latency, timing: Timing | None) -> None:
+        """Store a latency and its environment, in place of an earlier one with that key."""
+        self.add_environment(latency.environment.digest, latency.environment.as_dict())
+        row = {
+            "key": key,
+            "precision": latency.environment.precision,
+            "environment": latency.environment.digest,
+            "ms": float(latency.ms),
+            "low_ms": float(latency.low_ms),
+            "high_ms": float(latency.high_ms),
+            "source": latency.source,
+            "timing": dataclasses.asdict(timing) if timing else None,
+            "runs": timing.runs if timing else None,
+            "converged": timing.converged if timing else None,
+            "other_load": timing.other_load if timing else None,
+            "created": datetime.now(UTC),
+        }
+        self._upsert(LatencyRow, row, keys=["key", "environment"], replace=row)
+
+    def find_latency(self, key: str) -> Latency | None:
+        """Find the latest latency that was stored under a key."""
+        query = (
+            select(LatencyRow, EnvironmentRow)
+            .join(EnvironmentRow, LatencyRow.environment == EnvironmentRow.digest)
+            .where(LatencyRow.key == key)
+            .order_by(LatencyRow.created.desc())
+        )
+        with self._session() as session:
+            found = session.execute(query.limit(1)).first()
+        if found is None:
+            return None
+        row, environment = found
+        return Latency(
+            ms=row.ms,
+            low_ms=row.low_ms,
+            high_ms=row.high_ms,
+            source=cast("Source", row.source),
+            environment=Environment.from_dict(environment.description),
+        )
+
+    def add_accuracy(
+        self,
+        architecture: str,
+        precision: str,
+        accuracy: Accuracy,
+        *,
+        data: str,
+        weights_digest: str = "",
+        seconds: float | None = None,
+    ) -> int:
+        """Store an accuracy, in place of an earlier one of the same artifact, and return its row.
+
+        Args:
+            architecture: digest of a stored architecture.
+            precision: what the artifact computes in.
+            accuracy: what was scored.
+            data: digest of the data set.
+            weights_digest: which weights, such as the digest of the supernet that they come from.
+            seconds: what it cost.
+        """
+        row = dataclasses.asdict(accuracy) | {
+            "architecture": architecture,
+            "precision": precision,
+            "data": data,
+            "weights_digest": weights_digest,
+            "seconds": seconds,
+            "created": datetime.now(UTC),
+        }
+        keys = ["architecture", "precision", "data", "split", "weights", "weights_digest"]
+        return self._upsert(AccuracyRow, row, keys=[*keys, "artifact"], replace=row)
+
+    def find_accuracy(
+        self,
+        architecture: str,
+        precision: str,
+        *,
+        data: str,
+        split: str,
+        weights: str,
+        artifact: str,
+        weights_digest: str = "",
+    ) -> tuple[int, Accuracy] | None:
+        """Find a stored accuracy and the number of its row."""
+        row = self._first(
+            AccuracyRow,
+            architecture=architecture,
+            precision=precision,
+            data=data,
+            split=split,
+            weights=weights,
+            artifact=artifact,
+            weights_digest=weights_digest,
+        )
+        if row is None:
+            return None
+        names = [field.name for field in dataclasses.fields(Accuracy)]
+        return row.id, Accuracy(**{name: getattr(row, name) for name in names})
+
+    # A study: its evaluations, fronts and runs
+
+    def add_evaluation(  # noqa: PLR0913
+        self,
+        study: str,
+        trial: int,
+        *,
+        architecture: str,
+        precision: str,
+        state: State,
+        latency: Latency | None = None,
+        latency_key: str | None = None,
+        accuracy_id: int | None = None,
+        score: float | None = None,
+        weights: tuple[float | None, float | None, float | None] = (None, None, None),
+        error: str | None = None,
+    ) -> None:
+        """Store what became of a trial; a second call for the trial replaces the first.
+
+        Args:
+            study: name of the study.
+            trial: number of the trial.
+            architecture: digest of a stored architecture.
+            precision: what the artifact computes in.
+            state: what became of it.
+            latency: what the trial was told, or nothing if it never got so far.
+            latency_key: the candidate's key that the oracle was given, if it stored the latency.
+            accuracy_id: what `add_accuracy` or `find_accuracy` returned.
+            score: the view of the front that was asked for.
+            weights: the score's lambda, alpha and beta.
+            error: why it failed.
+
+        Raises:
+            StorageError: there is no such state, or the architecture is not stored.
+        """
+        _check_name("state of a trial", state, get_args(State))
+        row: dict[str, Any] = {
+            "study_name": study,
+            "trial_number": trial,
+            "architecture": architecture,
+            "precision": precision,
+            "state": state,
+            "accuracy_id": accuracy_id,
+            "score": score,
+            "error": error,
+            **dict(zip(("score_lambda", "score_alpha", "score_beta"), weights, strict=True)),
+        }
+        if latency is not None:
+            row |= {
+                "latency_ms": float(latency.ms),
+                "latency_low_ms": float(latency.low_ms),
+                "latency_high_ms": float(latency.high_ms),
+                "latency_source": latency.source,
+                "environment": latency.environment.digest,
+                "latency_id": _latency_id(latency_key, latency.environment.digest),
+            }
+        self._upsert(EvaluationRow, row, keys=["study_name", "trial_number"], replace=row)
+
+    def evaluations(self, study: str) -> pd.DataFrame:
+        """Return a study's final table: one row per trial, with all that is known about it."""
+        query = (
+            select(*EVALUATION_COLUMNS)
+            .outerjoin(ArchitectureRow, EvaluationRow.architecture == ArchitectureRow.digest)
+            .outerjoin(AccuracyRow, EvaluationRow.accuracy_id == AccuracyRow.id)
+            .outerjoin(LatencyRow, EvaluationRow.latency_id == LatencyRow.id)
+            .where(EvaluationRow.study_name == study)
+            .order_by(EvaluationRow.trial_number)
+        )
+        with self._session() as session:
+            rows = [tuple(row) for row in session.execute(query)]
+        return pd.DataFrame(rows, columns=[column.name for column in EVALUATION_COLUMNS])
+
+    def add_front(
+        self,
+        study: str,
+        trial: int,
+        members: Sequence[Mapping[str, Any]],
+        *,
+        hypervolume: float,
+        reference_point: tuple[float, float],
+    ) -> None:
+        """Store the front as it is after a trial; `members` are JSON values."""
+        row = FrontRow(
+            study_name=study,
+            trial_number=trial,
+            members=[dict(member) for member in members],
+            hypervolume=float(hypervolume),
+            reference_point=[float(value) for value in reference_point],
+        )
+        with self._session() as session:
+            session.add(row)
+
+    def fronts(self, study: str) -> list[FrontRow]:
+        """Return a study's fronts, from the first to the latest."""
+        return self._of_study(FrontRow, study)
+
+    def add_run(self, study: str, **values: Any) -> int:
+        """Store that a run starts, and return its number.
+
+        Runs of the study that never ended are marked as interrupted: a study has one run at a time.
+
+        Args:
+            study: name of the study.
+            values: the columns of `nas.search.tables.RunRow`; `started` and `status` have defaults.
+        """
+        running = (RunRow.study_name == study) & (RunRow.status == "running")
+        row = RunRow(study_name=study, **values)
+        with self._session() as session:
+            session.execute(update(RunRow).where(running).values(status="interrupted"))
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def end_run(self, run: int, status: str, message: str = "") -> None:
+        """Store how a run ended: `finished`, `interrupted` or `failed`.
+
+        Raises:
+            StorageError: another status.
+        """
+        _check_name("status of a run", status, _RUN_STATES)
+        values = {"status": status, "message": message, "ended": datetime.now(UTC)}
+        with self._session() as session:
+            session.execute(update(RunRow).where(RunRow.id == run).values(values))
+
+    def runs(self, study: str) -> list[RunRow]:
+        """Return a study's runs, from the first to the latest."""
+        return self._of_study(RunRow, study)
+
+    def latest_run(self, study: str | None = None) -> RunRow | None:
+        """Return the run that started last, of a study or of any."""
+        query = select(RunRow).order_by(RunRow.id.desc())
+        if study is not None:
+            query = query.filter_by(study_name=study)
+        with self._session() as session:
+            return session.scalars(query.limit(1)).first()
+
+    def delete_study(self, study: str) -> None:
+        """Forget a study's evaluations, fronts and runs; caches stay, as other studies use them."""
+        with self._session() as session:
+            for table in (EvaluationRow, FrontRow, RunRow):
+                session.execute(delete(table).where(table.study_name == study))
+
+    # How it is done
+
+    def _make_folder(self) -> None:
+        path = sqlite_path(self.url)
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"The folder of a database must exist or be made, and {path.parent} cannot: "
+                f"{error.strerror}.",
+                "Give a path that you may write to.",
+            ) from error
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with (
+            translated(self.url),
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    def _first(self, table: type[_AnyRow], **values: Any) -> _AnyRow | None:
+        with self._session() as session:
+            return session.scalars(select(table).filter_by(**values).limit(1)).first()
+
+    def _of_study(self, table: type[_AnyRow], study: str) -> list[_AnyRow]:
+        with self._session() as session:
+            rows = session.scalars(select(table).filter_by(study_name=study).order_by("id"))
+            return list(rows)
+
+    def _upsert(
+        self,
+        table: type[Row],
+        values: Mapping[str, Any],
+        *,
+        keys: Sequence[str],
+        replace: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Insert a row, or replace some values of the one with its keys; return its id, if any."""
+        insert = sqlite.insert if self.url.get_backend_name() == "sqlite" else postgresql.insert
+        statement = insert(table).values(**values)
+        changed = {name: value for name, value in (replace or {}).items() if name not in keys}
+        if changed:
+            statement = statement.on_conflict_do_update(index_elements=keys, set_=changed)
+        else:
+            statement = statement.on_conflict_do_nothing(index_elements=keys)
+        with self._session() as session:
+            if not changed or not hasattr(table, "id"):
+                session.execute(statement)
+                return 0
+            return int(session.execute(statement.returning(table.id)).scalar_one())
+
+
+def _latency_id(key: str | None, environment: str) -> ScalarSelect[int] | None:
+    if key is None:
+        return None
+    # The oracle's keys in the store name the environment a second time.
+    keys = [key, f"{key}@{environment}"]
+    same = (LatencyRow.environment == environment) & LatencyRow.key.in_(keys)
+    return select(LatencyRow.id).where(same).limit(1).scalar_subquery()
+
+
+def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise StorageError(f"A {what} is one of {', '.join(known)}, got {name!r}.")

@@ -1,0 +1,500 @@
+"""An Optuna study that can be killed, resumed and trusted.
+
+Two objectives, accuracy up and latency down, and one constraint, latency minus budget.
+
+**One asker.** Several processes that ask on SQLite run the same queued trial twice, and a trial
+that is RUNNING when a study is opened can only be taken for dead if nobody else is running it. So a
+lock lets one process at a time open a study, on SQLite and PostgreSQL alike. What a killed process
+left RUNNING is told FAIL and queued again, at most twice; the copy gets the parameters alone,
+because a copied constraint could never be set again.
+
+**What an infeasible trial is told.** A candidate over budget is COMPLETE with its true latency, the
+violated constraint and the placeholder accuracy 0; no sampler, front or plot takes it for feasible.
+PRUNED would teach TPE the same, as it ranks violated trials by their violation in any state, but
+NSGA-II and GP learn from COMPLETE trials only, and the dashboard draws no others. The price is the
+placeholder: `nas.search.sampler` hides it from the GP, and the attribute `scored` from everybody
+else.
+
+**Another budget.** A study may be resumed under another budget. Latencies and accuracies stay true,
+so `Study.front` and `Study.seen` judge every trial by the budget of now; a candidate that was too
+slow and no longer is counts as unseen, and is scored when it is proposed again. The constraints
+inside Optuna are frozen with their trials and keep the budget of then: a sampler learns the new one
+from new trials.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from nas.errors import StorageError, StudyError, UnknownNameError
+from nas.search.connection import LockedError, engine_options, exclusive, set_pragmas, translated
+from nas.search.database import Database
+from nas.search.migrations import SCHEMA_LOCK
+from nas.search.points import Parameters, encode, suggest
+from nas.search.sampler import make_sampler
+from nas.space.front import front_indices
+from nas.space.space import Label, Point
+from nas.units import Budget
+
+__all__ = [
+    "CONSTRAINTS",
+    "OBJECTIVES",
+    "Proposal",
+    "Study",
+    "Told",
+    "delete_study",
+    "open_storage",
+    "open_study",
+    "study_names",
+]
+
+OBJECTIVES = ("mAP50-95", "latency_ms")
+_DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+
+CONSTRAINTS = ("latency",)
+"""All of them are set on every trial, in this order: the GP tells them apart by their position."""
+
+_PLACEHOLDER = 0.0
+_MOST_ATTEMPTS = 3  # the first, and two after a process was killed
+_MOST_FAILURES = 2
+_LONGEST_NAME = 512
+_LARGEST_ATTRIBUTE = 2000  # bytes: every attribute of every trial is read by every `get_trials`
+_LONGEST_REASON = 500
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to try.
+
+    Attributes:
+        number: of the trial in its study.
+        choices: choice -> label, as the search space has them.
+        attempt: 1, or more if earlier processes were killed while they tried this point.
+        trial: Optuna's.
+    """
+
+    number: int
+    choices: dict[str, Label]
+    attempt: int
+    trial: Trial = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a finished trial was told.
+
+    Attributes:
+        number: of the trial in its study.
+        digest: of the candidate.
+        choices: choice -> label.
+        latency_ms: None if the trial failed.
+        accuracy: mAP50-95; None if the candidate was never scored.
+        error: why it failed, or nothing.
+    """
+
+    number: int
+    digest: str
+    choices: dict[str, Label]
+    latency_ms: float | None
+    accuracy: float | None
+    error: str = ""
+
+    def is_feasible(self, budget: Budget) -> bool:
+        """Whether it was scored and keeps the budget."""
+        return (
+            self.latency_ms is not None
+            and self.accuracy is not None
+            and budget.admits(self.latency_ms)
+        )
+
+
+class Study:
+    """A study that this process alone may ask; made by `open_study`."""
+
+    def __init__(
+        self, study: optuna.Study, database: Database, parameters: Parameters, budget: Budget
+    ) -> None:
+        self.name = study.study_name
+        self.budget = budget
+        self.parameters = {name: tuple(labels) for name, labels in parameters.items()}
+        self.optuna_study = study
+        self._url = database.url
+        self._told: dict[str, Told] = {}
+        self._failures: Counter[str] = Counter()
+        for trial in study.get_trials(deepcopy=False):
+            if (told := _told(trial)) is not None:
+                self._remember(told)
+
+    @property
+    def evaluated(self) -> int:
+        """How many distinct candidates were scored, in this run and earlier ones."""
+        return sum(told.accuracy is not None for told in self._told.values())
+
+    def ask(self) -> Proposal:
+        """Take the next queued point, or let the sampler propose one."""
+        with translated(self._url):
+            trial = self.optuna_study.ask()
+            choices = suggest(trial, self.parameters)
+            attempt = int(trial.user_attrs.get("attempt", 1))
+        return Proposal(trial.number, choices, attempt, trial)
+
+    def enqueue(self, choices: Point) -> None:
+        """Queue a point; one that the study has already, in any state, is not queued again.
+
+        Raises:
+            StudyError: a choice is missing or unknown, or has no such label.
+        """
+        parameters = encode(choices, self.parameters)
+        with translated(self._url):
+            self.optuna_study.enqueue_trial(parameters, skip_if_exists=True)
+
+    def seen(self, digest: str) -> Told | None:
+        """Find what is known about a candidate, if nothing is left to find out.
+
+        That is: it was scored, or it is too slow for the budget, or it failed twice.
+        """
+        told = self._told.get(digest)
+        if told is None:
+            return None
+        if told.latency_ms is None:
+            return told if self._failures[digest] >= _MOST_FAILURES else None
+        is_final = told.accuracy is not None or not self.budget.admits(told.latency_ms)
+        return told if is_final else None
+
+    def front(self) -> list[Told]:
+        """Return the non-dominated candidates that keep the budget of now, by ascending latency."""
+        feasible = [told for told in self._told.values() if told.is_feasible(self.budget)]
+        accuracies = np.array([told.accuracy for told in feasible], dtype=np.float64)
+        latencies = np.array([told.latency_ms for told in feasible], dtype=np.float64)
+        return [feasible[index] for index in front_indices(accuracies, latencies)]
+
+    def tell_feasible(
+        self,
+        proposal: Proposal,
+        digest: str,
+        *,
+        accuracy: float,
+        latency_ms: float,
+        **attributes: Label,
+    ) -> None:
+        """Finish a trial whose candidate keeps the budget.
+
+        Args:
+            proposal: what was asked.
+            digest: of the candidate.
+            accuracy: mAP50-95.
+            latency_ms: at most the budget.
+            attributes: what else the dashboard should show about the trial.
+
+        Raises:
+            StudyError: a value is not finite or out of range, or the latency is over budget.
+        """
+        if not self.budget.admits(latency_ms):
+            raise StudyError(
+                f"A feasible trial must keep the budget of {self.budget}, got {latency_ms:g} ms.",
+                "Tell it as infeasible.",
+            )
+        self._finish(proposal, digest, latency_ms, accuracy, attributes)
+
+    def tell_infeasible(
+        self,
+        proposal: Proposal,
+        digest: str,
+        *,
+        latency_ms: float,
+        accuracy: float | None = None,
+        **attributes: Label,
+    ) -> None:
+        """Finish a trial whose candidate is over budget, which is usually never scored.
+
+        Raises:
+            StudyError: a value is not finite or out of range, or the latency keeps the budget.
+        """
+        if self.budget.admits(latency_ms):
+            raise StudyError(
+                f"An infeasible trial must be over the budget of {self.budget}, "
+                f"got {latency_ms:g} ms.",
+                "Score the candidate and tell it as feasible.",
+            )
+        self._finish(proposal, digest, latency_ms, accuracy, attributes)
+
+    def tell_again(self, proposal: Proposal, told: Told) -> None:
+        """Finish a trial whose candidate is known already with what is known."""
+        if told.latency_ms is None:
+            self.tell_failed(proposal, told.error, told.digest)
+            return
+        attributes = {"duplicate_of": told.number}
+        self._finish(proposal, told.digest, told.latency_ms, told.accuracy, attributes)
+
+    def tell_failed(self, proposal: Proposal, reason: str, digest: str = "") -> None:
+        """Finish a trial that gave no values; samplers do not see it."""
+        attributes: dict[str, Label] = {"error": reason[:_LONGEST_REASON]}
+        if digest:
+            attributes["architecture"] = digest
+        with translated(self._url), _unless_finished():
+            self._describe(proposal, attributes)
+            self.optuna_study.tell(proposal.trial, state=TrialState.FAIL, skip_if_finished=True)
+        if digest:
+            error = str(attributes["error"])
+            self._remember(Told(proposal.number, digest, proposal.choices, None, None, error))
+
+    def _finish(
+        self,
+        proposal: Proposal,
+        digest: str,
+        latency_ms: float,
+        accuracy: float | None,
+        attributes: Mapping[str, Label],
+    ) -> None:
+        """Tell a trial its values: the only way, so that none lacks a constraint."""
+        latency_ms = _in_range("latency", latency_ms, math.inf)
+        values = [_PLACEHOLDER if accuracy is None else _in_range("mAP", accuracy, 1), latency_ms]
+        own: dict[str, Label] = {
+            "architecture": digest,
+            "budget_ms": self.budget.latency_ms,
+            "scored": accuracy is not None,
+        }
+        violations = {"latency": latency_ms - self.budget.latency_ms}
+        with translated(self._url), _unless_finished():
+            self._describe(proposal, {**attributes, **own})
+            for name in CONSTRAINTS:
+                proposal.trial.set_constraint(name, violations[name])
+            self.optuna_study.tell(proposal.trial, values, skip_if_finished=True)
+        self._remember(Told(proposal.number, digest, proposal.choices, latency_ms, accuracy))
+
+    def _describe(self, proposal: Proposal, attributes: Mapping[str, Label]) -> None:
+        choices = json.dumps(proposal.choices, separators=(",", ":"))
+        plain = {name: _plain(name, value) for name, value in attributes.items()}
+        for name, value in {**plain, "choices": choices}.items():
+            proposal.trial.set_user_attr(name, value)
+
+    def _remember(self, told: Told) -> None:
+        known = self._told.get(told.digest)
+        if told.latency_ms is None:
+            self._failures[told.digest] += 1
+        if known is None or _worth(told) > _worth(known):
+            self._told[told.digest] = told
+
+
+@contextmanager
+def open_study(
+    database: Database,
+    name: str,
+    sampler: str | BaseSampler,
+    *,
+    parameters: Parameters,
+    fingerprint: Mapping[str, str],
+    budget: Budget,
+    seed: int = 0,
+) -> Iterator[Study]:
+    """Create or resume a study, and keep all other processes from asking it meanwhile.
+
+    Args:
+        database: where it lives.
+        name: of the study.
+        sampler: a name that `make_sampler` knows, or a sampler.
+        parameters: choice -> its labels, from small to large (`SearchSpace.choices`).
+        fingerprint: what all trials must share to be comparable, such as `{"space": digest,
+            "data": digest, "hardware": "l4", "recipe": digest}`.
+        budget: the hard bound on latency.
+        seed: of the sampler.
+
+    Raises:
+        StudyError: the study exists and has another fingerprint, another process searches it, or
+            the name is empty or too long.
+        UnknownNameError: there is no such sampler.
+        StorageError: the database cannot be read or written.
+    """
+    _check_name(name)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(database.engine, f"study {name}", timeout_s=1))
+        except LockedError as error:
+            raise StudyError(
+                f"Only one process may search the study {name!r} at a time, "
+                f"and {error.holder} does.",
+                "Wait until it ends, end it, or give this search another name.",
+            ) from error
+        storage = stack.enter_context(open_storage(database))
+        with translated(database.url):
+            study = _create(storage, name, fingerprint)
+            study.set_user_attr("budget_ms", budget.latency_ms)
+            n_trials = len(study.get_trials(deepcopy=False))
+            study.sampler = (
+                make_sampler(sampler, seed, n_trials) if isinstance(sampler, str) else sampler
+            )
+            _requeue_stale(study)
+            opened = Study(study, database, parameters, budget)
+        yield opened
+
+
+@contextmanager
+def open_storage(database: Database) -> Iterator[RDBStorage]:
+    """Open Optuna's tables in a database, and make them if there are none.
+
+    Raises:
+        StorageError: the database cannot be read or written, or another version of Optuna made it.
+    """
+    url = database.url.render_as_string(hide_password=False)
+    options = engine_options(database.url, database.busy_timeout_s)
+    with translated(database.url), exclusive(database.engine, SCHEMA_LOCK):
+        try:
+            storage = RDBStorage(url, engine_kwargs=options)
+        except RuntimeError as error:
+            raise StorageError(
+                f"Optuna must know the schema of its own tables, and not in {database}: {error}",
+                "Upgrade them with: optuna storage upgrade --storage <url>.",
+            ) from error
+    if database.url.get_backend_name() == "sqlite":
+        set_pragmas(storage.engine, "synchronous=NORMAL")
+        storage.engine.dispose()  # its constructor connected before the pragma was there
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def study_names(database: Database) -> list[str]:
+    """List the studies of a database."""
+    with open_storage(database) as storage, translated(database.url):
+        return sorted(optuna.get_all_study_names(storage))
+
+
+def delete_study(database: Database, name: str) -> None:
+    """Delete a study, its trials, and what our tables know about them; caches stay.
+
+    Raises:
+        UnknownNameError: there is no such study.
+        LockedError: a process searches it.
+    """
+    with (
+        exclusive(database.engine, f"study {name}", timeout_s=1),
+        open_storage(database) as storage,
+        translated(database.url),
+    ):
+        known = optuna.get_all_study_names(storage)
+        if name not in known:
+            raise UnknownNameError.of("study", name, known)
+        database.delete_study(name)
+        optuna.delete_study(study_name=name, storage=storage)
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise StudyError(
+            f"A study's name has 1 to {_LONGEST_NAME} characters, got {len(name)}.",
+            "Give it a shorter one.",
+        )
+
+
+def _create(storage: RDBStorage, name: str, fingerprint: Mapping[str, str]) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=_DIRECTIONS,
+        load_if_exists=True,
+        sampler=RandomSampler(seed=0),  # replaced as soon as the number of trials is known
+    )
+    if "fingerprint" not in study.user_attrs and not study.get_trials(deepcopy=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(OBJECTIVES))
+        study.set_user_attr("fingerprint", dict(fingerprint))
+    _check_fingerprint(study, fingerprint)
+    return study
+
+
+def _check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
+    theirs = study.user_attrs.get("fingerprint")
+    if theirs is None or tuple(study.directions) != _DIRECTIONS:
+        raise StudyError(
+            f"The study {study.study_name!r} must have been made by this program, and was not.",
+            "Give this search another name.",
+        )
+    for name in sorted({*theirs, *fingerprint}):
+        if theirs.get(name) != fingerprint.get(name):
+            raise StudyError(
+                f"All trials of a study must share their {name}: {study.study_name!r} has "
+                f"{theirs.get(name)!r}, and this search {fingerprint.get(name)!r}.",
+                "Give this search another name, or go back to what the study was made for.",
+            )
+
+
+def _requeue_stale(study: optuna.Study) -> None:
+    """Fail what a dead process left running, and queue it again unless it keeps killing them."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        attempt = int(trial.user_attrs.get("attempt", 1))
+        parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if parameters and attempt < _MOST_ATTEMPTS:
+            attributes = {"attempt": attempt + 1, "retry_of": trial.number}
+            study.enqueue_trial(parameters, user_attrs=attributes)
+
+
+def _told(trial: FrozenTrial) -> Told | None:
+    digest = trial.user_attrs.get("architecture")
+    if digest is None or not trial.state.is_finished():
+        return None
+    choices = json.loads(trial.user_attrs["choices"])
+    if trial.state != TrialState.COMPLETE:
+        return Told(trial.number, digest, choices, None, None, trial.user_attrs.get("error", ""))
+    accuracy, latency_ms = trial.values
+    scored = trial.user_attrs["scored"]
+    return Told(trial.number, digest, choices, latency_ms, accuracy if scored else None)
+
+
+def _worth(told: Told) -> int:
+    """How much is known: a score is worth more than a latency, and that more than a failure."""
+    return (told.latency_ms is not None) + (told.accuracy is not None)
+
+
+@contextmanager
+def _unless_finished() -> Iterator[None]:
+    """A trial that somebody finished meanwhile keeps what it was told then."""
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        return
+
+
+def _in_range(what: str, value: float, largest: float) -> float:
+    if not math.isfinite(value) or not 0 <= value <= largest:
+        raise StudyError(
+            f"A trial's {what} must be finite and at least 0"
+            f"{f' and at most {largest:g}' if math.isfinite(largest) else ''}, got {value!r}.",
+            "Tell the trial as failed.",
+        )
+    return float(value)
+
+
+def _plain(name: str, value: Any) -> Label:
+    """Turn a NumPy scalar into Python's; refuse what is no scalar or too large."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(plain, bool | int | float | str) or (
+        isinstance(plain, float) and not math.isfinite(plain)
+    ):
+        raise StudyError(
+            f"An attribute is a finite number, a bool or a string, got {name}={value!r}."
+        )
+    if len(json.dumps(plain)) > _LARGEST_ATTRIBUTE:
+        raise StudyError(
+            f"An attribute has at most {_LARGEST_ATTRIBUTE} bytes, and {name!r} has more.",
+            "Store it in a table of the database.",
+        )
+    return plain

@@ -1,0 +1,470 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from nas.errors import StorageError, StudyError, UnknownNameError
+from nas.search.connection import LockedError, sqlite_path
+from nas.search.database import Database
+from nas.search.points import encode
+from nas.search.study import (
+    CONSTRAINTS,
+    OBJECTIVES,
+    Told,
+    delete_study,
+    open_storage,
+    open_study,
+    study_names,
+)
+from nas.units import Budget
+
+PARAMETERS = {
+    "width": (16, 24, 32),  # evenly spaced: keeps its values
+    "depth": (1, 2, 4),  # ordered: numbered
+    "ratio": (0.25, 0.5, 1.0),
+    "block": ("csp", "repvgg"),
+    "attention": (False, True),
+    "input": (640,),
+}
+POINT = {
+    "width": 24,
+    "depth": 4,
+    "ratio": 0.5,
+    "block": "repvgg",
+    "attention": True,
+    "input": 640,
+}
+FINGERPRINT = {"space": "space-1", "data": "data-1", "hardware": "cpu"}
+
+
+@contextlib.contextmanager
+def opened(database, name="s", sampler="random", budget=10.0, **changes):
+    values = {"parameters": PARAMETERS, "fingerprint": FINGERPRINT, "budget": Budget(budget)}
+    with open_study(database, name, sampler, **values | changes) as study:
+        yield study
+
+
+def trials(study):
+    return study.optuna_study.get_trials()
+
+
+# Creating and resuming
+
+
+def test_open_study__names_its_objectives_and_what_it_is_for(database):
+    with opened(database) as study:
+        assert tuple(study.optuna_study.metric_names) == OBJECTIVES
+        assert study.optuna_study.user_attrs == {"fingerprint": FINGERPRINT, "budget_ms": 10.0}
+        assert [direction.name for direction in study.optuna_study.directions] == [
+            "MAXIMIZE",
+            "MINIMIZE",
+        ]
+    assert study_names(database) == ["s"]
+
+
+@pytest.mark.parametrize("what", FINGERPRINT)
+def test_open_study__another_fingerprint_is_refused(database, what):
+    with opened(database):
+        pass
+    again = opened(database, fingerprint=FINGERPRINT | {what: "another"})
+    with pytest.raises(StudyError, match=f"{what}.*{FINGERPRINT[what]}.*'another'") as error, again:
+        pass
+    assert error.value.remedy
+
+
+def test_open_study__somebody_elses_study_is_refused(database):
+    with open_storage(database) as storage:
+        theirs = optuna.create_study(study_name="s", storage=storage)
+        theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="made by this program"), opened(database):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", "x" * 513])
+def test_open_study__a_name_that_not_every_database_takes(database, name):
+    with pytest.raises(StudyError, match="1 to 512"), opened(database, name):
+        pass
+
+
+def test_open_study__an_unknown_sampler(database):
+    with pytest.raises(UnknownNameError), opened(database, sampler="magic"):
+        pass
+    with opened(database):  # and the lock is free again
+        pass
+
+
+def test_open_study__a_resumed_one_does_not_repeat_its_points(database):
+    found = []
+    for _ in range(2):
+        with opened(database) as study:
+            for _ in range(5):
+                proposal = study.ask()
+                study.tell_failed(proposal, "no reason")
+                found.append(tuple(proposal.choices.values()))
+    assert found[:5] != found[5:]
+
+
+# One asker
+
+
+def test_open_study__only_once_in_a_process(database):
+    with opened(database):
+        with pytest.raises(StudyError, match=str(os.getpid())), opened(database):
+            pass
+        with opened(database, "another"):
+            pass
+
+
+WORKER = """
+import os, sys, time
+sys.path.insert(0, {here!r})
+from nas.search.database import Database
+from test_study import opened
+with Database({url!r}) as database, opened(database) as study:
+    study.enqueue({point!r})
+    proposal = study.ask()
+    proposal.trial.set_constraint("latency", -1.0)
+    print(proposal.number, flush=True)
+    time.sleep(99)
+"""
+
+
+@contextlib.contextmanager
+def worker(url, point=POINT):
+    """A process in the middle of a trial; killed at the end."""
+    here = str(Path(__file__).parent)
+    code = WORKER.format(here=here, url=url, point=point)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline().strip().isdigit()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_open_study__a_second_process_is_refused(database, url):
+    with worker(url) as process:
+        with pytest.raises(StudyError, match=f"process {process.pid} ") as error, opened(database):
+            pass
+        with pytest.raises(LockedError):
+            delete_study(database, "s")
+    assert error.value.remedy
+
+
+def test_open_study__a_killed_process_left_a_trial_that_is_tried_again(database, url):
+    with worker(url):
+        pass
+    with opened(database) as study:
+        proposal = study.ask()
+        assert (proposal.choices, proposal.attempt) == (POINT, 2)
+        study.tell_feasible(proposal, "a", accuracy=0.3, latency_ms=9.0)
+        dead, alive = trials(study)
+    assert dead.state == TrialState.FAIL
+    assert alive.user_attrs["retry_of"] == 0
+    assert alive.constraints == {"latency": -1.0}  # its own: the dead trial's was not copied
+    assert alive.values == [0.3, 9.0]
+
+
+def test_open_study__a_trial_that_keeps_killing_is_given_up(database):
+    asked = []
+    for _ in range(4):
+        with opened(database) as study:
+            if not asked:
+                study.enqueue(POINT)
+            asked.append(study.ask())
+    assert [proposal.attempt for proposal in asked] == [1, 2, 3, 1]
+    with opened(database) as study:
+        states = [trial.state for trial in trials(study)]
+    assert TrialState.RUNNING not in states
+
+
+def test_open_study__tells_a_dead_trial_even_if_its_process_was_killed_before_it_had_a_point(
+    database,
+):
+    with opened(database) as study:
+        study.optuna_study.ask()
+    with opened(database) as study:
+        assert [trial.state for trial in trials(study)] == [TrialState.FAIL]
+
+
+# Telling
+
+
+def tell(study, digest, accuracy, latency_ms, **attributes):
+    proposal = study.ask()
+    values = {"accuracy": accuracy, "latency_ms": latency_ms, **attributes}
+    if study.budget.admits(latency_ms):
+        study.tell_feasible(proposal, digest, **values)
+    else:
+        study.tell_infeasible(proposal, digest, **values)
+    return proposal
+
+
+def test_tell__values_constraints_and_attributes(database):
+    with opened(database) as study:
+        proposal = tell(study, "a", np.float32(0.25), np.float64(8.0), source="measured")
+        (trial,) = trials(study)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values == [0.25, 8.0]
+    assert trial.constraints == {"latency": -2.0}
+    assert json.loads(trial.user_attrs.pop("choices")) == proposal.choices
+    expected = {"architecture": "a", "budget_ms": 10.0, "scored": True, "source": "measured"}
+    assert trial.user_attrs == expected
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsga2", "random", "tpe"])
+def test_tell__an_infeasible_trial_is_never_on_the_front(database, sampler):
+    with opened(database, sampler=sampler) as study:
+        for number in range(14):
+            over = number % 3 == 0
+            tell(study, f"d{number}", None if over else 0.02 * number, 12.0 if over else 5.0)
+        complete = [trial for trial in trials(study) if trial.state == TrialState.COMPLETE]
+        assert len(complete) == 14
+        assert {trial.number for trial in study.optuna_study.best_trials} == {13}
+        assert [told.number for told in study.front()] == [13]
+        assert {tuple(trial.constraints) for trial in complete} == {CONSTRAINTS}
+        slow = complete[0]
+    assert (slow.values, slow.constraints) == ([0.0, 12.0], {"latency": 2.0})
+    assert slow.user_attrs["scored"] is False
+
+
+def test_tell__a_slow_one_that_was_scored_keeps_its_score(database):
+    with opened(database) as study:
+        tell(study, "a", 0.4, 11.0)
+        assert study.seen("a").accuracy == 0.4
+        assert study.front() == []
+        assert study.optuna_study.best_trials == []
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "latency_ms"),
+    [(float("nan"), 5.0), (1.5, 5.0), (-0.1, 5.0), (float("inf"), 5.0), (0.3, -1.0)],
+)
+def test_tell__values_that_no_front_can_take(database, accuracy, latency_ms):
+    with opened(database) as study:
+        proposal = study.ask()
+        with pytest.raises(StudyError, match="finite"):
+            study.tell_feasible(proposal, "a", accuracy=accuracy, latency_ms=latency_ms)
+        study.tell_failed(proposal, "not finite", "a")
+        assert trials(study)[0].state == TrialState.FAIL
+
+
+@pytest.mark.parametrize("latency_ms", [float("nan"), float("inf")])
+def test_tell__a_latency_that_is_no_number(database, latency_ms):
+    with opened(database) as study, pytest.raises(StudyError):
+        study.tell_infeasible(study.ask(), "a", latency_ms=latency_ms)
+
+
+def test_tell__must_agree_with_the_budget(database):
+    with opened(database) as study:
+        proposal = study.ask()
+        with pytest.raises(StudyError, match="keep the budget of 10ms, got 11 ms"):
+            study.tell_feasible(proposal, "a", accuracy=0.3, latency_ms=11.0)
+        with pytest.raises(StudyError, match="over the budget of 10ms, got 10 ms"):
+            study.tell_infeasible(proposal, "a", latency_ms=10.0)
+
+
+@pytest.mark.parametrize("value", ["x" * 3000, {"a": 1}, [1], None, float("nan")])
+def test_tell__attributes_that_every_reader_would_pay_for(database, value):
+    with opened(database) as study, pytest.raises(StudyError, match="attribute"):
+        study.tell_feasible(study.ask(), "a", accuracy=0.3, latency_ms=5.0, note=value)
+
+
+def test_tell__twice_keeps_the_first(database):
+    with opened(database) as study:
+        proposal = tell(study, "a", 0.3, 5.0)
+        study.tell_feasible(proposal, "a", accuracy=0.9, latency_ms=1.0)
+        study.tell_failed(proposal, "late")
+        (trial,) = trials(study)
+        assert study.seen("a").accuracy == 0.3
+    assert trial.values == [0.3, 5.0]
+    assert "error" not in trial.user_attrs
+
+
+def test_tell_failed__cuts_the_reason(database):
+    with opened(database) as study:
+        study.tell_failed(study.ask(), "boom " * 1000, "a")
+        (trial,) = trials(study)
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["error"].startswith("boom")
+    assert len(trial.user_attrs["error"]) <= 500
+
+
+# What is known
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_seen__a_duplicate_is_told_at_once(database, reopen):
+    with contextlib.ExitStack() as stack:
+        study = stack.enter_context(opened(database))
+        first = tell(study, "a", 0.3, 5.0)
+        if reopen:
+            stack.close()
+            study = stack.enter_context(opened(database))
+        told = study.seen("a")
+        assert told == Told(0, "a", first.choices, 5.0, 0.3)
+        study.tell_again(study.ask(), told)
+        again = trials(study)[1]
+        assert (again.values, again.user_attrs["duplicate_of"]) == ([0.3, 5.0], 0)
+        assert study.seen("a").number == 0
+        assert len(study.front()) == study.evaluated == 1
+        assert study.seen("b") is None
+
+
+def test_seen__a_failure_counts_from_the_second_on(database):
+    with opened(database) as study:
+        study.tell_failed(study.ask(), "no memory", "a")
+        assert study.seen("a") is None
+        study.tell_failed(study.ask(), "no memory again", "a")
+    with opened(database) as study:
+        told = study.seen("a")
+        assert told.error.startswith("no memory")
+        study.tell_again(study.ask(), told)
+        assert trials(study)[2].state == TrialState.FAIL
+
+
+def test_seen__another_budget_judges_anew(database):
+    with opened(database, budget=5.0) as study:
+        tell(study, "slow", None, 7.0)
+        tell(study, "fast", 0.2, 3.0)
+        tell(study, "medium", 0.3, 4.0)
+        assert study.seen("slow").accuracy is None
+    with opened(database, budget=10.0) as study:
+        assert study.seen("slow") is None  # it can win now, and was never scored
+        tell(study, "slow", 0.4, 7.0)
+        assert [told.digest for told in study.front()] == ["fast", "medium", "slow"]
+    with opened(database, budget=3.5) as study:
+        assert [told.digest for told in study.front()] == ["fast"]
+        assert study.seen("slow").accuracy == 0.4
+        study.tell_again(study.ask(), study.seen("slow"))
+        assert trials(study)[-1].constraints == {"latency": 3.5}
+
+
+# Points
+
+
+def test_ask__orders_what_has_an_order(database):
+    with opened(database) as study:
+        proposal = study.ask()
+        kinds = {name: type(d).__name__ for name, d in proposal.trial.distributions.items()}
+    assert kinds == {
+        "width": "IntDistribution",
+        "depth (index)": "IntDistribution",
+        "ratio (index)": "IntDistribution",
+        "block": "CategoricalDistribution",
+        "attention": "CategoricalDistribution",
+    }
+    assert proposal.trial.distributions["width"].step == 8
+    assert proposal.choices["input"] == 640
+
+
+LABELS = st.one_of(
+    st.lists(st.integers(-1000, 1000), min_size=1, max_size=5, unique=True).map(sorted),
+    st.lists(st.floats(0.01, 10), min_size=1, max_size=5, unique=True).map(sorted),
+    st.lists(st.text("abcdef", min_size=1), min_size=1, max_size=5, unique=True),
+    st.just([False, True]),
+)
+
+
+@given(st.data())
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_enqueue__a_point_comes_back_as_it_was(tmp_path_factory, data):
+    parameters = data.draw(st.dictionaries(st.text("xyz", min_size=1), LABELS, min_size=1))
+    point = {name: data.draw(st.sampled_from(labels)) for name, labels in parameters.items()}
+    folder = tmp_path_factory.mktemp("enqueue")
+    with (
+        Database(f"sqlite:///{folder}/nas.db") as database,
+        opened(database, parameters=parameters) as study,
+    ):
+        study.enqueue(point)
+        choices = study.ask().choices
+    assert choices == point
+    assert {name: type(label) for name, label in choices.items()} == {
+        name: type(label) for name, label in point.items()
+    }
+
+
+def test_enqueue__anchors_come_first_and_only_once(database):
+    anchors = [{name: labels[index] for name, labels in PARAMETERS.items()} for index in (0, -1)]
+    for _ in range(2):
+        with opened(database) as study:
+            for anchor in anchors:
+                study.enqueue(anchor)
+            if not (number := len([t for t in trials(study) if t.state.is_finished()])):
+                assert study.ask().choices == anchors[0]
+                continue
+            # The first one was left running, failed, and waits again behind the second.
+            assert [study.ask().choices for _ in range(2)] == [anchors[1], anchors[0]]
+            assert number == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"depth": 3}, {"block": "none"}, {"unknown": 1}, {"attention": "yes"}]
+)
+def test_enqueue__a_point_outside_the_space(database, change):
+    with opened(database) as study:
+        with pytest.raises(StudyError):
+            study.enqueue(POINT | change)
+        assert not trials(study)
+
+
+def test_encode__a_choice_that_is_missing():
+    with pytest.raises(StudyError, match="width"):
+        encode({"depth": 1}, {"depth": (1, 2), "width": (1, 2)})
+
+
+# Deleting, and databases that fail
+
+
+def test_delete_study__really_deletes(database):
+    with opened(database) as study:
+        tell(study, "a", 0.3, 5.0)
+    with opened(database, "another") as study:
+        pass
+    database.add_front("s", 0, [], hypervolume=0.0, reference_point=(0, 10))
+    delete_study(database, "s")
+    assert study_names(database) == ["another"]
+    assert database.fronts("s") == []
+    with opened(database) as study:
+        assert trials(study) == []
+        assert study.seen("a") is None
+
+
+def test_delete_study__an_unknown_one(database):
+    with opened(database, "mine"), pytest.raises(UnknownNameError, match="'mine'"):
+        delete_study(database, "mime")
+
+
+def test_ask__a_locked_database_says_so(sqlite):
+    with Database(sqlite, busy_timeout_s=0.2) as database, opened(database) as study:
+        other = sqlite3.connect(sqlite_path(database.url), isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="locked"):
+            study.tell_failed(study.ask(), "")
+        other.execute("ROLLBACK")
+        other.close()
+        study.tell_failed(study.ask(), "")
+
+
+def test_open_study__optuna_gets_the_pragmas_too(sqlite):
+    with (
+        Database(sqlite, busy_timeout_s=7) as database,
+        open_storage(database) as storage,
+        storage.engine.connect() as connection,
+    ):
+        names = ("journal_mode", "synchronous", "busy_timeout")
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+    assert found == ["wal", 1, 7000]
