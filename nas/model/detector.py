@@ -200,14 +200,16 @@ class _Counter:
     def watch(self, module: nn.Module) -> None:
         """Count a module and all below it; a unit counts as the convolution it deploys to."""
         self.parameters += sum(p.numel() for p in module.parameters(recurse=False))
-        if isinstance(module, GlobalAttention):
-            self.macs += 2 * module.attended_positions**2 * module.channels
         for name, child in module.named_children():
             layer = child.conv if isinstance(child, Unit) else child
             if isinstance(layer, Conv2d | ConvTranspose2d):
                 biased = layer.bias is not None or isinstance(child, Unit)
                 self.parameters += layer.weight.numel() + layer.out_channels * biased
                 setattr(module, name, _StandIn(layer, self))
+            elif isinstance(child, GlobalAttention):
+                self.macs += child.macs
+                self.parameters += sum(p.numel() for p in child.parameters())
+                setattr(module, name, nn.Identity())
             else:
                 self.watch(child)
 

@@ -76,6 +76,12 @@ class GlobalAttention(nn.Module):
         """Number of positions that attend to one another."""
         return self.size[0] * self.size[1] if self.tokens is None else self.tokens
 
+    @property
+    def macs(self) -> int:
+        """Multiplications for one image: values and outputs everywhere, the rest among k."""
+        everywhere, k, c = self.size[0] * self.size[1], self.attended_positions, self.channels
+        return 2 * everywhere * c**2 + 2 * k * c**2 + 2 * k**2 * c
+
     def _select(self, x: Tensor, tokens: int) -> Tensor:
         """Return the positions of largest norm as an index (B, C, k) into flat maps."""
         energy = (x.detach().float() / _SCORE_SCALE).square().sum(1)

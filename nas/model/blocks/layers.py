@@ -159,6 +159,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.layout = layout
         super().__init__(sum(layout), eps=_BN_EPS, momentum=_BN_MOMENTUM)
 
+    def reset_parameters(self) -> None:
+        """Initialise as torch does; free on the meta device."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def layouts(self) -> dict[str, tuple[Layout, ...]]:
         """See `Shareable`."""
         return {"weight": (self.layout,), "bias": (self.layout,)}
