@@ -1,3 +1,32 @@
-"""Hardware-aware architecture search for object detectors."""
+"""Hardware-aware architecture search for object detectors.
+
+`import nas` loads nothing heavy; the functions load what they need when they are first looked at.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nas.errors import NasError
+from nas.units import Budget
+
+if TYPE_CHECKING:
+    from nas.api import Found, measure, search
+    from nas.space.architecture import Architecture
+
+__all__ = ["Architecture", "Budget", "Found", "NasError", "measure", "search"]
+
+_LAZY = {
+    "Architecture": "nas.space.architecture",
+    "Found": "nas.api",
+    "measure": "nas.api",
+    "search": "nas.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -39,12 +39,15 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+    """Yield what is imported when the code runs: not what only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not _is_type_checking(node):
+            yield from _imports(node)
 
 
 def _parse(module: Path) -> ast.Module:
@@ -108,7 +111,10 @@ def test_clocks__live_in_the_clock(module: Path) -> None:
 
 def test_modules__have_no_import_cycle() -> None:
     graph = {_dotted(m): {n for n in _imports_of(m) if n.startswith("nas")} for m in MODULES}
-    graph = {name: {t for t in targets if t in graph} for name, targets in graph.items()}
+    # The package itself is only the door: it imports lazily, and everything lies behind it.
+    graph = {
+        name: {t for t in targets if t in graph and t != "nas"} for name, targets in graph.items()
+    }
     state: dict[str, int] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:

@@ -1,1 +1,1 @@
-""""""
+"""From a candidate to its mAP: data, training, evaluation."""

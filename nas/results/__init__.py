@@ -1,1 +1,1 @@
-""""""
+"""From a study to what a person keeps."""

@@ -179,7 +179,8 @@ def _open(url: URL) -> _Storage:
     # Every request has a thread of its own, so a pool would only keep connections open.
     options = {**engine_options(url), "poolclass": NullPool}
     if path is None:
-        options["connect_args"]["options"] = "-c default_transaction_read_only=on"
+        theirs = url.query.get("options", "")
+        options["connect_args"]["options"] = f"{theirs} -c default_transaction_read_only=on"
     with translated(url):
         storage = _Storage(
             url.render_as_string(hide_password=False),

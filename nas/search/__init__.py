@@ -1,1 +1,1 @@
-""""""
+"""Ask, screen, evaluate, tell."""

@@ -40,15 +40,17 @@ def encode(choices: Point, parameters: Parameters) -> dict[str, Label]:
         )
     encoded: dict[str, Label] = {}
     for name, labels in parameters.items():
-        label = choices[name]
-        if label not in labels:
-            raise StudyError(f"The choice {name!r} is one of {list(labels)}, got {label!r}.")
+        if choices[name] not in labels:
+            raise StudyError(
+                f"The choice {name!r} is one of {list(labels)}, got {choices[name]!r}."
+            )
+        index = labels.index(choices[name])
         if len(labels) == 1:
             continue
         if _is_ordered(labels) and not _step(labels):
-            encoded[_index_name(name)] = labels.index(label)
+            encoded[_index_name(name)] = index
         else:
-            encoded[name] = label
+            encoded[name] = labels[index]
     return encoded
 
 

@@ -322,6 +322,7 @@ def open_study(
     """
     _check_name(name)
     with ExitStack() as stack:
+        stack.enter_context(_quiet())
         try:
             stack.enter_context(exclusive(database.engine, f"study {name}", timeout_s=1))
         except LockedError as error:
@@ -393,6 +394,17 @@ def delete_study(database: Database, name: str) -> None:
             raise UnknownNameError.of("study", name, known)
         database.delete_study(name)
         optuna.delete_study(study_name=name, storage=storage)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna tells every study that it makes and every point that it skips."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _check_name(name: str) -> None:

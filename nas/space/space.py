@@ -84,6 +84,12 @@ class SearchSpace:
         """The number of points: an upper bound of the number of candidates."""
         return math.prod(len(options) for options in self.options.values())
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that candidates can have."""
+        name = _reference(self._template["precision"])
+        return tuple(self.options[name].values()) if name else (self._template["precision"],)
+
     @cached_property
     def digest(self) -> str:
         """Changes with anything that could change what a point means; not with the description."""

@@ -1,0 +1,269 @@
+"""The Python interface: what the command line does, as functions that return values.
+
+>>> import nas
+>>> found = nas.search(budget="0.4ms")        # doctest: +SKIP
+>>> found.front[["map50_95", "latency_ms"]]   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from nas import plugins
+from nas.accuracy.formats import load_dataset
+from nas.errors import InputError, StudyError
+from nas.latency.hardware import Hardware
+from nas.latency.onnx_export import load_onnx
+from nas.latency.oracle import Latency, LatencyOracle
+from nas.latency.runtimes.base import Runtime
+from nas.results.bench import Bench
+from nas.results.delivery import Delivered, deliver, train_alone
+from nas.search.database import Database
+from nas.search.evaluation import untrained_onnx
+from nas.search.loop import search as run_search
+from nas.search.progress import Listener, Silent
+from nas.search.request import Request, Workspace, training_recipe
+from nas.search.result import StudyResult
+from nas.search.score import Score
+from nas.search.setting import open_setting
+from nas.space.architecture import Architecture
+from nas.units import Budget
+
+__all__ = ["Found", "export", "front", "measure", "run", "search", "stored_request", "train"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        result: the study, with every evaluation.
+        delivered: the winner's bundle.
+    """
+
+    result: StudyResult
+    delivered: Delivered
+
+    @property
+    def study(self) -> str:
+        """Name under which it is stored; give it to `search` again to continue."""
+        return self.result.study
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated candidates under the budget, best score first."""
+        return self.result.front
+
+    @property
+    def folder(self) -> Path:
+        """Where the winner lies: architecture.yaml, model.onnx, card.md."""
+        return self.delivered.folder
+
+
+def search(
+    budget: str | Budget,
+    *,
+    hardware: str = "cpu",
+    data: str | None = None,
+    space: str = "digits",
+    runtime: str | None = None,
+    sampler: str = "tpe",
+    evaluations: int | None = None,
+    study: str | None = None,
+    storage: str | None = None,
+    workspace: str | Path = "studies",
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    seed: int = 0,
+    quick: bool = False,
+    listener: Listener | None = None,
+) -> Found:
+    """Search for the most accurate detector within a latency budget, and deliver it.
+
+    Args:
+        budget: such as `"0.4ms"`.
+        hardware: device that the budget holds on.
+        data: COCO JSON or YOLO folder; the embedded digits if None.
+        space: name of a shipped search space, or path of a YAML file.
+        runtime: runtime of the engines; the hardware's own if None.
+        sampler: `tpe`, `nsga2`, `gp` or `random`.
+        evaluations: accuracy evaluations; 60, or 8 if `quick`, if None.
+        study: name; an existing one is continued, and nothing stored is repeated.
+        storage: SQLAlchemy URL; SQLite in the workspace if None.
+        workspace: folder for studies, caches and winners.
+        alpha: weight of mAP in the score.
+        beta: weight of the latency in ms in the score (lambda).
+        seed: of every random draw.
+        quick: a small recipe, to try things out.
+        listener: hears how it goes.
+
+    Returns:
+        The front and the delivered winner.
+
+    Raises:
+        NasError: the input is wrong, nothing meets the budget, or the machine fails.
+    """
+    request = Request(
+        hardware=hardware,
+        budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
+        data=data,
+        space=space,
+        runtime=runtime,
+        sampler=sampler,
+        evaluations=evaluations,
+        study=study,
+        storage=storage,
+        workspace=Workspace(Path(workspace)),
+        score=Score(alpha, beta),
+        seed=seed,
+        quick=quick,
+    )
+    return run(request, listener or Silent())
+
+
+def run(request: Request, listener: Listener) -> Found:
+    """Do what a request asks; raises like `search`."""
+    with open_setting(request, listener) as setting:
+        result = run_search(setting, listener)
+        return Found(result, deliver(setting, result, listener))
+
+
+def front(request: Request) -> StudyResult:
+    """Read a stored study.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    with Database(request.url) as database:
+        return _load(database, request)
+
+
+def export(request: Request, listener: Listener, trial: int | None = None) -> Delivered:
+    """Deliver the winner of a stored study, or one of its trials.
+
+    Raises:
+        StudyError: there is no such study or trial, or nothing keeps the budget.
+        BudgetError: nothing keeps the budget when measured again.
+    """
+    with open_setting(request, listener) as setting:
+        result = _load(setting.database, request)
+        return deliver(setting, result, listener, trial)
+
+
+def measure(
+    path: str | Path,
+    *,
+    hardware: str = "cpu",
+    runtime: str | None = None,
+    precision: str = "fp32",
+) -> Latency:
+    """Measure a network: an `architecture.yaml`, or any ONNX file with one image input.
+
+    Raises:
+        ArchitectureError: the YAML is no architecture.
+        ExportError: the ONNX file is broken or has another input.
+        EngineError: no engine can be built.
+        UnknownNameError: no such hardware, runtime or precision.
+    """
+    path = Path(path)
+    if path.suffix in {".yaml", ".yml"}:
+        onnx = untrained_onnx(Architecture.load(path))
+    elif path.suffix == ".onnx":
+        onnx = load_onnx(path)
+    else:
+        raise InputError(
+            f"Only .yaml and .onnx files can be measured, got {path}.",
+            "Give an architecture.yaml or a model.onnx.",
+        )
+    device = Hardware.named(hardware)
+    engine_maker: Runtime = plugins.load("runtimes", runtime or device.runtime)()
+    with LatencyOracle(device, engine_maker, precisions=[precision]) as oracle:
+        timing = oracle.time(onnx, precision)
+        environment = oracle.environment(precision)
+    return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
+
+
+def train(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    iterations: int | None = None,
+    hardware: str = "cpu",
+    runtime: str | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    workspace: str | Path = "studies",
+    listener: Listener | None = None,
+) -> Delivered:
+    """Train an `architecture.yaml` from scratch, measure and score it, and write its bundle.
+
+    Raises:
+        ArchitectureError: the YAML is no architecture.
+        NasError: the data cannot be read, or the machine fails.
+    """
+    listener = listener or Silent()
+    torch.set_num_threads(1)
+    architecture = Architecture.load(Path(path))
+    place = Workspace(Path(workspace))
+    recipe = training_recipe(data, seed, quick=quick)
+    if iterations is not None:
+        recipe = dataclasses.replace(recipe, iterations=iterations)
+    device = Hardware.named(hardware)
+    maker: Runtime = plugins.load("runtimes", runtime or device.runtime)()
+    listener.stage("Read the data", 0)
+    dataset = load_dataset(data, place.cache, quick=quick)
+    with LatencyOracle(device, maker, precisions=["fp32"]) as oracle:
+        bench = Bench(dataset, maker, oracle)
+        folder = place.root / f"trained-{architecture.digest}"
+        return train_alone(architecture, bench, recipe, folder, listener)
+
+
+def stored_request(study: str | None, storage: str | None, workspace: Path) -> Request:
+    """Return the request that a stored study was made with; the latest study if none is named.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    place = Workspace(workspace)
+    with Database(storage or place.database_url) as database:
+        run = database.latest_run(study)
+        if run is None:
+            raise StudyError(
+                f"There is no study {study!r} in {database}."
+                if study
+                else f"There is no study in {database}.",
+                "Start one with: nas search --budget 0.4ms.",
+            )
+        stored = dict(run.arguments)
+        return Request(
+            hardware=stored["hardware"],
+            budget=Budget(stored["budget_ms"]),
+            data=stored["data"],
+            space=stored["space"],
+            runtime=stored["runtime"],
+            sampler=stored["sampler"],
+            evaluations=stored["evaluations"],
+            study=run.study_name,
+            storage=storage,
+            workspace=place,
+            score=Score(stored["alpha"], stored["beta"]),
+            seed=stored["seed"],
+            quick=stored["quick"],
+        )
+
+
+def _load(database: Database, request: Request) -> StudyResult:
+    if request.study is None:
+        raise StudyError("A study has a name.", "Give it with --study.")
+    result = StudyResult.load(database, request.study, request.budget, request.score)
+    if result.evaluations.empty:
+        raise StudyError(
+            f"The study {request.study!r} in {database} has no evaluations.",
+            "Look at its name, or search first.",
+        )
+    return result

@@ -1,0 +1,184 @@
+"""The folder that a user takes away: the network, what it was measured to do, and how.
+
+- `architecture.yaml`: the network and everything known about it; `Architecture.load` reads it.
+- `model.onnx`: the fused network, ready for an engine.
+- `weights.safetensors`: the trained weights, for further training.
+- `card.md`: the same facts for a person, and the contract of inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+
+from nas.accuracy.evaluate import Accuracy
+from nas.errors import StorageError
+from nas.latency.oracle import Latency
+from nas.model.detector import Detector, profile
+from nas.space.architecture import Candidate
+
+__all__ = ["Bundle", "Provenance", "write_bundle"]
+
+_OUTPUTS = """\
+| name | shape | meaning |
+|---|---|---|
+| `images` (input) | float32 (1, 3, {height}, {width}) | RGB in 0..1, resized with its aspect kept \
+to fit, top left, the rest filled with grey 114/255 |
+| `boxes` | float32 (1, {anchors}, 4) | left, top, right, bottom in pixels of the input |
+| `scores` | float32 (1, {anchors}, {classes}) | probability of each class, 0..1, independent |
+
+Non-maximum suppression (IoU 0.65, class by class) is not in the graph; the mAP above includes it,
+the latency does not.
+"""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a bundle comes from.
+
+    Attributes:
+        study: name of the study; empty for a network trained on its own.
+        trial: its trial.
+        budget: the budget that was asked for.
+        data: name and digest of the data set.
+        classes: names, in the order of the scores.
+        seed: of the search and the training.
+        versions: package -> version.
+        created: ISO date and time, UTC.
+    """
+
+    study: str
+    trial: int | None
+    budget: str
+    data: dict[str, str]
+    classes: tuple[str, ...]
+    seed: int
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained candidate with what was measured on the very ONNX graph that is delivered."""
+
+    candidate: Candidate
+    detector: Detector
+    onnx: bytes
+    latency: Latency
+    accuracies: tuple[Accuracy, ...]
+    provenance: Provenance
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything known, as plain data for YAML."""
+        counts = profile(self.candidate.architecture)
+        return {
+            "digest": self.candidate.architecture.digest,
+            "precision": self.candidate.precision,
+            "architecture": self.candidate.architecture.canonical(),
+            "parameters": counts.parameters,
+            "macs": counts.macs,
+            "latency": self.latency.as_dict(),
+            "accuracy": [accuracy.as_dict() for accuracy in self.accuracies],
+            "provenance": {
+                **vars(self.provenance),
+                "classes": list(self.provenance.classes),
+            },
+        }
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write the files of a bundle; each is written whole or not at all.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    facts = yaml.safe_dump(bundle.facts(), sort_keys=False, allow_unicode=True, width=100)
+    weights = {name: tensor.contiguous() for name, tensor in bundle.detector.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "architecture.yaml", facts.encode())
+        _replace(folder / "model.onnx", bundle.onnx)
+        _replace(folder / "card.md", card(bundle).encode())
+        partial = folder / "weights.safetensors.partial"
+        save_file(weights, partial, {"architecture": bundle.candidate.architecture.digest})
+        partial.replace(folder / "weights.safetensors")
+    except OSError as error:
+        raise StorageError(
+            f"The bundle cannot be written to {folder}: {error.strerror or error}.",
+            "Make room or choose another --workspace; nothing that was measured is lost.",
+        ) from error
+
+
+def card(bundle: Bundle) -> str:
+    """Describe a bundle for a person, in Markdown."""
+    architecture = bundle.candidate.architecture
+    provenance, latency = bundle.provenance, bundle.latency
+    counts = profile(architecture)
+    height, width = architecture.input
+    anchors = sum(architecture.tokens_at(level) for level in ("P3", "P4", "P5"))
+    origin = (
+        f"trial {provenance.trial} of the study `{provenance.study}`"
+        if provenance.study
+        else ("trained on its own")
+    )
+    environment = "\n".join(f"| {k} | {v} |" for k, v in latency.environment.as_dict().items())
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+    return f"""\
+# Detector {architecture.digest} ({bundle.candidate.precision})
+
+From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none"}.
+
+| what | value |
+|---|---|
+| latency | {latency.ms:.3f} ms, 95 % interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}], \
+{latency.source} on this very graph |
+{_accuracy_rows(bundle.accuracies)}
+| parameters | {counts.parameters:,} (fused) |
+| MACs | {counts.macs:,} at {height} x {width} |
+| classes | {", ".join(provenance.classes)} |
+| data | {provenance.data["name"]}, digest {provenance.data["digest"]} |
+| seed | {provenance.seed} |
+
+Accuracy is COCO mAP in 0..1. The validation split chose this network among many, so its figure
+flatters; the test split was used for this network alone.
+
+## Input and outputs of `model.onnx`
+
+{_OUTPUTS.format(height=height, width=width, anchors=anchors, classes=architecture.classes)}
+## Where the latency was measured
+
+| | |
+|---|---|
+{environment}
+
+Versions: {versions}.
+
+## Architecture
+
+```yaml
+{architecture.to_yaml()}```
+"""
+
+
+def _accuracy_rows(accuracies: tuple[Accuracy, ...]) -> str:
+    return "\n".join(
+        f"| mAP50-95, {one.split} | {one.map50_95:.3f}{_interval(one)} ({one.weights} weights, "
+        f"{one.images} images, scored on the {one.artifact}); mAP50 {one.map50:.3f} |"
+        for one in accuracies
+    )
+
+
+def _interval(accuracy: Accuracy) -> str:
+    if accuracy.low is None or accuracy.high is None:
+        return ""
+    return f", 95 % interval [{accuracy.low:.3f}, {accuracy.high:.3f}]"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,104 @@
+"""Pictures of a study, as interactive plotly figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from nas.errors import StorageError
+from nas.search.result import StudyResult
+
+__all__ = ["front_figure", "write_figure"]
+
+_GREY, _BLUE, _GREEN, _RED = "#9aa5b1", "#1f6feb", "#1a7f37", "#cf222e"
+
+
+def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
+    """Draw accuracy over latency: every candidate with its interval, the front, the budget."""
+    figure = go.Figure()
+    scored, front = result.scored, result.front.sort_values("latency_ms")
+    table = result.evaluations
+    late = table[table["state"] == "infeasible"].drop_duplicates("architecture")
+    if not late.empty:
+        figure.add_trace(
+            go.Scatter(
+                x=late["latency_ms"],
+                y=[0.0] * len(late),
+                mode="markers",
+                name=f"over budget, never scored ({len(late)})",
+                marker={"symbol": "x", "color": _GREY, "size": 7},
+                hovertemplate="trial %{customdata}<br>%{x:.3f} ms<extra></extra>",
+                customdata=late["trial"],
+            )
+        )
+    figure.add_trace(_points(scored, f"scored under budget ({len(scored)})", _GREY, 7))
+    figure.add_trace(
+        go.Scatter(
+            x=front["latency_ms"],
+            y=front["map50_95"],
+            mode="lines",
+            line={"shape": "hv", "color": _BLUE, "width": 2},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    )
+    figure.add_trace(_points(front, f"front ({len(front)})", _BLUE, 9))
+    chosen = scored[scored["trial"] == winner]
+    if not chosen.empty:
+        figure.add_trace(_points(chosen, f"winner: trial {winner}", _GREEN, 15, "star"))
+    figure.add_vline(
+        x=result.budget.latency_ms,
+        line={"color": _RED, "dash": "dash"},
+        annotation_text=f"budget {result.budget}",
+        annotation_position="bottom right",
+    )
+    figure.update_layout(
+        title=f"{result.study}: accuracy over latency",
+        xaxis_title="latency, ms (bars: 95 % interval)",
+        yaxis_title="mAP50-95 on validation, inherited weights",
+        template="plotly_white",
+        legend={"x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
+        width=960,
+        height=560,
+    )
+    return figure
+
+
+def write_figure(figure: go.Figure, path: Path) -> None:
+    """Write a figure as one HTML file that needs no network.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.write_html(path, include_plotlyjs=True)
+    except OSError as error:
+        raise StorageError(f"The figure {path} cannot be written: {error.strerror}.") from error
+
+
+def _points(
+    table: pd.DataFrame, name: str, color: str, size: int, symbol: str = "circle"
+) -> go.Scatter:
+    return go.Scatter(
+        x=table["latency_ms"],
+        y=table["map50_95"],
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": table["latency_high_ms"] - table["latency_ms"],
+            "arrayminus": table["latency_ms"] - table["latency_low_ms"],
+            "thickness": 1,
+            "width": 0,
+        },
+        mode="markers",
+        name=name,
+        marker={"color": color, "size": size, "symbol": symbol},
+        customdata=table[["trial", "latency_source", "map50", "precision"]],
+        hovertemplate=(
+            "trial %{customdata[0]} (%{customdata[3]})<br>mAP50-95 %{y:.3f}, mAP50 "
+            "%{customdata[2]:.3f}<br>%{x:.3f} ms, %{customdata[1]}<extra></extra>"
+        ),
+    )

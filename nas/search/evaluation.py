@@ -1,0 +1,190 @@
+"""One candidate's life: its latency from an untrained engine, its mAP from shared weights.
+
+Latency does not depend on the weights, so it is measured first and costs no training. The mAP comes
+from an engine of the same runtime and precision, built from the weights that the supernet gives the
+candidate after its batch-norm statistics are recalibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nas.accuracy.dataset import Dataset, Split, batches
+from nas.accuracy.evaluate import Accuracy, Weights, evaluate
+from nas.latency.clock import Elapsed
+from nas.latency.onnx_export import export_onnx
+from nas.latency.oracle import Latency, LatencyOracle
+from nas.latency.runtimes.base import Engine, Runtime
+from nas.model.detector import Detector, profile
+from nas.model.supernet import Supernet, recalibrate
+from nas.search.database import Database
+from nas.space.architecture import Architecture, Candidate
+
+__all__ = [
+    "AccuracyJudge",
+    "LatencyJudge",
+    "engine_predictor",
+    "recalibration_images",
+    "score_engine",
+    "untrained_onnx",
+]
+
+RECALIBRATION_BATCHES = 16
+RECALIBRATION_BATCH_SIZE = 32
+
+_Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+class LatencyJudge:
+    """Knows or measures the latency of candidates, and stores their description."""
+
+    def __init__(self, oracle: LatencyOracle, database: Database, space: str) -> None:
+        self._oracle = oracle
+        self._database = database
+        self._space = space
+
+    def __call__(self, candidate: Candidate) -> Latency:
+        """Return the latency of a candidate: the stored one if there is one.
+
+        Raises:
+            ExportError: the network has no ONNX form.
+            EngineError: the engine cannot be built.
+            MeasurementError: the machine was too busy to time it.
+        """
+        architecture, precision = candidate.architecture, candidate.precision
+        counts = profile(architecture)
+        self._database.add_architecture(
+            architecture.digest,
+            space=self._space,
+            text=architecture.to_yaml(),
+            parameters=counts.parameters,
+            macs=counts.macs,
+        )
+        known = self._oracle.find(precision, architecture.digest)
+        return known or self._oracle.measure(
+            untrained_onnx(architecture), precision, architecture.digest
+        )
+
+
+class AccuracyJudge:
+    """Scores candidates on the validation split with the weights that a supernet gives them.
+
+    Args:
+        supernet: trained.
+        weights_digest: which weights these are, for the database.
+        dataset: whose training images recalibrate, and whose validation images score.
+        runtime: builds the engines that are scored.
+        database: keeps every result, so that no candidate is scored twice.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        weights_digest: str,
+        dataset: Dataset,
+        runtime: Runtime,
+        database: Database,
+    ) -> None:
+        self._supernet = supernet
+        self._weights_digest = weights_digest
+        self._dataset = dataset
+        self._runtime = runtime
+        self._database = database
+
+    def __call__(self, candidate: Candidate) -> tuple[int, Accuracy]:
+        """Return the row of the accuracy in the database, and the accuracy.
+
+        Raises:
+            ExportError: the network has no ONNX form.
+            EngineError: the engine cannot be built.
+        """
+        stored = self._database.find_accuracy(
+            candidate.architecture.digest,
+            candidate.precision,
+            data=self._dataset.digest,
+            split="validation",
+            weights="inherited",
+            artifact="engine",
+            weights_digest=self._weights_digest,
+        )
+        if stored is not None:
+            return stored
+        elapsed = Elapsed()
+        detector = self.detector(candidate.architecture)
+        accuracy = score_engine(
+            detector, candidate, self._runtime, self._dataset.validation, weights="inherited"
+        )
+        row = self._database.add_accuracy(
+            candidate.architecture.digest,
+            candidate.precision,
+            accuracy,
+            data=self._dataset.digest,
+            weights_digest=self._weights_digest,
+            seconds=elapsed.wall_s,
+        )
+        return row, accuracy
+
+    def detector(self, architecture: Architecture) -> Detector:
+        """Extract a candidate from the supernet and recalibrate its batch-norm statistics."""
+        detector = self._supernet.extract(architecture)
+        recalibrate(detector, recalibration_images(self._dataset.train, architecture))
+        return detector
+
+
+def score_engine(
+    detector: Detector,
+    candidate: Candidate,
+    runtime: Runtime,
+    split: Split,
+    *,
+    weights: Weights,
+    interval: bool = False,
+) -> Accuracy:
+    """Build the engine of a trained detector and score it on a split.
+
+    Raises:
+        ExportError: the network has no ONNX form.
+        EngineError: the engine cannot be built.
+        DatasetError: the split has no object to find.
+    """
+    height, width = candidate.architecture.input
+    onnx = export_onnx(detector.deploy(), height, width)
+    with runtime.build(onnx, candidate.precision) as engine:
+        accuracy, _ = evaluate(
+            engine_predictor(engine),
+            split.resized(height, width),
+            weights=weights,
+            artifact="engine",
+            interval=interval,
+        )
+    return accuracy
+
+
+def engine_predictor(engine: Engine) -> _Predict:
+    """Turn an engine for one image into what `evaluate` calls: uint8 (B, 3, H, W) in, boxes out."""
+
+    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        found = [engine.infer(image[None].astype(np.float32) / 255) for image in images]
+        return (
+            np.concatenate([one["boxes"] for one in found]),
+            np.concatenate([one["scores"] for one in found]),
+        )
+
+    return predict
+
+
+def recalibration_images(split: Split, architecture: Architecture) -> Iterator[torch.Tensor]:
+    """Yield the training images that batch-norm statistics are recalibrated on, float 0..1."""
+    stream = batches(split.resized(*architecture.input), RECALIBRATION_BATCH_SIZE, seed=0)
+    for _ in range(RECALIBRATION_BATCHES):
+        images, _ = next(stream)
+        yield images.float() / 255
+
+
+def untrained_onnx(architecture: Architecture) -> bytes:
+    """Export a candidate with random weights: enough to measure its latency."""
+    return export_onnx(Detector(architecture).deploy(), *architecture.input)

@@ -1,0 +1,264 @@
+"""The search, from a request to a front: the picture in the README as code.
+
+    space, data -> does the budget bite? -> supernet -> ask -> latency -> (over budget: tell) ->
+    accuracy -> tell -> front
+
+Latency comes first because it is cheap and known; a candidate over budget never costs an accuracy
+evaluation. One process asks and tells. Everything measured is stored before the next candidate is
+asked for, so a killed search loses the evaluation in flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from nas.accuracy.evaluate import Accuracy
+from nas.errors import EngineError, ExportError, MeasurementError, NasError, StudyError
+from nas.latency.clock import Elapsed
+from nas.latency.oracle import Latency
+from nas.search.database import State
+from nas.search.evaluation import AccuracyJudge
+from nas.search.progress import Listener, Member, Status
+from nas.search.result import StudyResult
+from nas.search.screening import check_budget
+from nas.search.setting import Setting
+from nas.search.study import Proposal, Study, Told, open_study, study_names
+from nas.search.supernets import supernet_digest, trained_supernet
+from nas.space.architecture import Candidate
+
+__all__ = ["search"]
+
+_MOST_ASKED = 25  # candidates asked per accuracy evaluation wanted, before the search gives up
+_MOST_REPEATS = 200  # proposals in a row that were all known: the sampler has nothing new
+_MOST_FAILURES = 8  # candidates in a row that could not be built or measured
+
+
+def search(setting: Setting, listener: Listener) -> StudyResult:
+    """Search, or continue a search, and return the study.
+
+    Args:
+        setting: what to search, opened.
+        listener: hears how it goes.
+
+    Raises:
+        NasError: the budget admits nothing, the study does not fit, or the machine fails; what was
+            measured until then is stored.
+        KeyboardInterrupt: the user stopped; likewise.
+    """
+    request, database = setting.request, setting.database
+    name = request.study or _new_name(setting)
+    run = database.add_run(name, **setting.run_values())
+    status, message = "failed", ""
+    try:
+        check_budget(setting, listener)
+        _search(setting, name, listener)
+        status = "finished"
+    except KeyboardInterrupt:
+        status, message = "interrupted", "stopped by the user"
+        raise
+    except NasError as error:
+        message = str(error)
+        raise
+    finally:
+        database.end_run(run, status, message)
+    return StudyResult.load(database, name, request.budget, request.score)
+
+
+def _search(setting: Setting, name: str, listener: Listener) -> None:
+    request = setting.request
+    recipe = request.recipe()
+    weights = supernet_digest(setting.space, setting.dataset, recipe)
+    fingerprint = {
+        "space": setting.space.digest,
+        "data": setting.dataset.digest,
+        "hardware": setting.hardware.name,
+        "runtime": setting.runtime.name,
+        "supernet": weights,
+    }
+    with open_study(
+        setting.database,
+        name,
+        request.sampler,
+        parameters=setting.space.choices,
+        fingerprint=fingerprint,
+        budget=request.budget,
+        seed=request.seed,
+    ) as study:
+        supernet = trained_supernet(
+            setting.space, setting.dataset, recipe, request.workspace, listener
+        )
+        judge = AccuracyJudge(supernet, weights, setting.dataset, setting.runtime, setting.database)
+        for point in setting.space.anchors.values():
+            study.enqueue(point)
+        listener.stage("Search", request.wanted)
+        _Loop(setting, study, judge, listener).run()
+
+
+class _Loop:
+    """Ask, screen, evaluate, tell: until the study has the wanted number of accuracies."""
+
+    def __init__(
+        self, setting: Setting, study: Study, judge: AccuracyJudge, listener: Listener
+    ) -> None:
+        self._setting = setting
+        self._study = study
+        self._judge = judge
+        self._listener = listener
+        self._elapsed = Elapsed()
+        self._asked = self._over = self._repeated = 0
+        self._repeats_in_a_row = self._failures_in_a_row = 0
+
+    def run(self) -> None:
+        """Run to the end.
+
+        Raises:
+            EngineError: candidate after candidate could not be built or measured.
+        """
+        wanted = self._setting.request.wanted
+        self._report()
+        while self._study.evaluated < wanted:
+            if self._gives_up(wanted):
+                return
+            proposal = self._study.ask()
+            self._asked += 1
+            self._try(proposal)
+            self._report()
+
+    def _try(self, proposal: Proposal) -> None:
+        candidate = self._setting.candidate(proposal.choices)
+        known = self._study.seen(candidate.digest)
+        if known is not None:
+            self._repeated += 1
+            self._repeats_in_a_row += 1
+            self._study.tell_again(proposal, known)
+            self._store(proposal, candidate, "duplicate")
+            return
+        self._repeats_in_a_row = 0
+        try:
+            self._evaluate(proposal, candidate)
+            self._failures_in_a_row = 0
+        except (EngineError, ExportError, MeasurementError) as error:
+            # It costs this candidate, not the search; unless everything fails.
+            self._failures_in_a_row += 1
+            self._study.tell_failed(proposal, str(error), candidate.digest)
+            self._store(proposal, candidate, "failed", error=str(error))
+            if self._failures_in_a_row >= _MOST_FAILURES:
+                raise
+
+    def _evaluate(self, proposal: Proposal, candidate: Candidate) -> None:
+        latency = self._setting.latency(candidate)
+        if not self._study.budget.admits(latency.ms):
+            self._over += 1
+            self._store(proposal, candidate, "infeasible", latency)
+            self._study.tell_infeasible(proposal, candidate.digest, latency_ms=latency.ms)
+            return
+        row, accuracy = self._judge(candidate)
+        before = [told.number for told in self._study.front()]
+        self._store(proposal, candidate, "complete", latency, row, accuracy)
+        self._study.tell_feasible(
+            proposal,
+            candidate.digest,
+            accuracy=accuracy.map50_95,
+            latency_ms=latency.ms,
+            mAP50=accuracy.map50,
+            latency_low_ms=latency.low_ms,
+            latency_high_ms=latency.high_ms,
+            latency_source=latency.source,
+        )
+        if [told.number for told in self._study.front()] != before:
+            self._store_front(proposal.number)
+
+    def _store(
+        self,
+        proposal: Proposal,
+        candidate: Candidate,
+        state: State,
+        latency: Latency | None = None,
+        accuracy_id: int | None = None,
+        accuracy: Accuracy | None = None,
+        *,
+        error: str | None = None,
+    ) -> None:
+        score = self._setting.request.score
+        value = score(accuracy.map50_95, latency.ms) if accuracy and latency else None
+        self._setting.database.add_evaluation(
+            self._study.name,
+            proposal.number,
+            architecture=candidate.architecture.digest,
+            precision=candidate.precision,
+            state=state,
+            latency=latency,
+            latency_key=_key(candidate, latency) if latency else None,
+            accuracy_id=accuracy_id,
+            score=value,
+            weights=(score.beta, score.alpha, score.beta),
+            error=error,
+        )
+
+    def _store_front(self, trial: int) -> None:
+        members = [_member(told) for told in self._study.front()]
+        result = StudyResult.load(
+            self._setting.database,
+            self._study.name,
+            self._study.budget,
+            self._setting.request.score,
+        )
+        self._setting.database.add_front(
+            self._study.name,
+            trial,
+            [vars(member) for member in members],
+            hypervolume=result.hypervolume,
+            reference_point=(0.0, self._study.budget.latency_ms),
+        )
+
+    def _gives_up(self, wanted: int) -> bool:
+        if self._repeats_in_a_row >= _MOST_REPEATS:
+            self._listener.say(
+                f"The sampler proposed {_MOST_REPEATS} known candidates in a row: the search ends "
+                f"with {self._study.evaluated} of {wanted} evaluations.",
+                warning=True,
+            )
+            return True
+        if self._asked >= _MOST_ASKED * wanted:
+            self._listener.say(
+                f"{self._asked} candidates were asked for and {self._over} broke the budget: the "
+                f"search ends with {self._study.evaluated} of {wanted} evaluations.",
+                warning=True,
+            )
+            return True
+        return False
+
+    def _report(self) -> None:
+        front = [_member(told) for told in self._study.front()]
+        score = self._setting.request.score
+        best = max(front, key=lambda m: score(m.map50_95, m.latency_ms), default=None)
+        self._listener.status(
+            Status(
+                evaluated=self._study.evaluated,
+                wanted=self._setting.request.wanted,
+                asked=self._asked,
+                over_budget=self._over,
+                repeated=self._repeated,
+                per_hour=self._asked / max(self._elapsed.wall_s, 1e-9) * 3600,
+                best=best,
+                front=front,
+            )
+        )
+
+
+def _key(candidate: Candidate, latency: Latency) -> str:
+    return f"{candidate.architecture.digest}@{latency.environment.digest}"
+
+
+def _member(told: Told) -> Member:
+    if told.accuracy is None or told.latency_ms is None:
+        raise StudyError(f"Trial {told.number} is on the front without values.")
+    return Member(told.number, told.accuracy, told.latency_ms)
+
+
+def _new_name(setting: Setting) -> str:
+    taken = set(study_names(setting.database))
+    base = f"{setting.space.name}-{setting.dataset.name}-{setting.hardware.name}"
+    if setting.space.name == setting.dataset.name:
+        base = f"{setting.space.name}-{setting.hardware.name}"
+    return next(name for n in itertools.count(1) if (name := f"{base}-{n}") not in taken)

@@ -1,0 +1,123 @@
+"""What a search is asked to do, resolved once: names become values, paths become places."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas.accuracy.formats import DIGITS
+from nas.accuracy.training import Recipe
+from nas.errors import InputError
+from nas.search.connection import sqlite_url
+from nas.search.score import Score
+from nas.units import Budget
+
+__all__ = ["Request", "Workspace", "training_recipe"]
+
+DEFAULT_WORKSPACE = Path("studies")
+_EVALUATIONS, _QUICK_EVALUATIONS = 60, 8
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder where a user's studies, caches and winners live."""
+
+    root: Path = DEFAULT_WORKSPACE
+
+    @property
+    def database_url(self) -> str:
+        """The SQLite database that is used unless another URL is given."""
+        return sqlite_url(self.root / "nas.db")
+
+    @property
+    def cache(self) -> Path:
+        """Composed data sets, resized images and trained supernets."""
+        return self.root / "cache"
+
+    def supernet(self, digest: str) -> Path:
+        """Where the supernet with a digest is kept."""
+        return self.cache / "supernets" / f"{digest}.safetensors"
+
+    def bundle(self, study: str) -> Path:
+        """Where the winner of a study is written."""
+        return self.root / study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A search, as the command line or Python asks for it.
+
+    Attributes:
+        hardware: a name that `nas.latency.hardware` knows.
+        budget: the hard upper bound on latency.
+        data: a path, or None for the embedded digits.
+        space: the name of a shipped space, or a path.
+        runtime: a name among the plug-ins of kind `runtimes`; None takes the hardware's own.
+        sampler: a name that `nas.search.sampler` knows.
+        evaluations: accuracy evaluations that the study shall have in the end; None takes 60, or 8
+            if it is quick.
+        study: its name; None takes a new one.
+        storage: any SQLAlchemy URL; None takes the workspace's SQLite file.
+        workspace: where everything is written.
+        score: what orders the front.
+        seed: of every random draw.
+        quick: a small recipe and a small embedded data set, for trying out and for tests.
+    """
+
+    hardware: str = "cpu"
+    budget: Budget
+    data: str | None = None
+    space: str = "digits"
+    runtime: str | None = None
+    sampler: str = "tpe"
+    evaluations: int | None = None
+    study: str | None = None
+    storage: str | None = None
+    workspace: Workspace = field(default_factory=Workspace)
+    score: Score = field(default_factory=Score)
+    seed: int = 0
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        if self.evaluations is not None and self.evaluations < 1:
+            raise InputError(f"A search needs at least 1 evaluation, got {self.evaluations}.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"A seed lies in 0..2147483647, got {self.seed}.")
+
+    @property
+    def wanted(self) -> int:
+        """Accuracy evaluations that the study shall have in the end."""
+        return self.evaluations or (_QUICK_EVALUATIONS if self.quick else _EVALUATIONS)
+
+    @property
+    def url(self) -> str:
+        """The database."""
+        return self.storage or self.workspace.database_url
+
+    def recipe(self) -> Recipe:
+        """How the supernet is trained."""
+        return training_recipe(self.data, self.seed, quick=self.quick)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what is needed to continue the study later, as JSON values."""
+        return {
+            "hardware": self.hardware,
+            "budget_ms": self.budget.latency_ms,
+            "data": self.data,
+            "space": self.space,
+            "runtime": self.runtime,
+            "sampler": self.sampler,
+            "evaluations": self.evaluations,
+            "alpha": self.score.alpha,
+            "beta": self.score.beta,
+            "seed": self.seed,
+            "quick": self.quick,
+        }
+
+
+def training_recipe(data: str | None, seed: int, *, quick: bool) -> Recipe:
+    """How networks are trained on a data set; digits must not be mirrored, photographs may."""
+    base = Recipe.quick() if quick else Recipe()
+    return dataclasses.replace(base, seed=seed, flip=data not in {None, DIGITS})

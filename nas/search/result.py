@@ -1,0 +1,99 @@
+"""What a study found: its evaluations, its front, and the candidate to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nas.errors import StudyError
+from nas.search.database import Database
+from nas.search.score import Score
+from nas.space.architecture import Architecture, Candidate
+from nas.space.front import front_indices, hypervolume
+from nas.units import Budget
+
+__all__ = ["StudyResult"]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The state of a study, as the database has it.
+
+    Attributes:
+        study: its name.
+        budget: the hard bound that the front keeps.
+        score: what orders the front and picks the winner.
+        evaluations: one row per trial, with everything known about it.
+    """
+
+    study: str
+    budget: Budget
+    score: Score
+    evaluations: pd.DataFrame
+
+    @classmethod
+    def load(cls, database: Database, study: str, budget: Budget, score: Score) -> StudyResult:
+        """Read a study back."""
+        table = database.evaluations(study).rename(columns={"trial_number": "trial"})
+        return cls(study, budget, score, table)
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """The distinct candidates that have an accuracy and keep the budget, with their score."""
+        table = self.evaluations
+        table = table[table["map50_95"].notna() & table["latency_ms"].notna()]
+        table = table[table["latency_ms"] <= self.budget.latency_ms]
+        table = table.drop_duplicates(["architecture", "precision"]).copy()
+        table["score"] = [
+            self.score(accuracy, latency_ms)
+            for accuracy, latency_ms in zip(table["map50_95"], table["latency_ms"], strict=True)
+        ]
+        return table.reset_index(drop=True)
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated candidates under the budget, best score first."""
+        table = self.scored
+        chosen = front_indices(table["map50_95"], table["latency_ms"])
+        return table.iloc[chosen].sort_values("score", ascending=False).reset_index(drop=True)
+
+    @property
+    def hypervolume(self) -> float:
+        """Area under the front, from mAP 0 and the budget, in mAP x ms."""
+        table = self.scored
+        return hypervolume(table["map50_95"], table["latency_ms"], (0.0, self.budget.latency_ms))
+
+    def row(self, trial: int | None = None) -> pd.Series:
+        """Return one candidate's row: the best by score, or that of a trial.
+
+        Raises:
+            StudyError: nothing keeps the budget, or the trial does not exist or has no accuracy.
+        """
+        if trial is None:
+            if self.front.empty:
+                raise StudyError(
+                    f"No candidate of the study {self.study!r} keeps the budget of {self.budget}.",
+                    "Search with a larger budget.",
+                )
+            return self.front.iloc[0]
+        rows = self.evaluations[self.evaluations["trial"] == trial]
+        if rows.empty or rows["map50_95"].isna().all():
+            known = ", ".join(str(n) for n in self.front["trial"])
+            raise StudyError(
+                f"Trial {trial} of the study {self.study!r} has no accuracy.",
+                f"The front has the trials: {known}.",
+            )
+        return rows.iloc[0]
+
+
+def candidate_of(row: pd.Series, database: Database) -> Candidate:
+    """Rebuild the candidate of a row of `StudyResult.evaluations`.
+
+    Raises:
+        StudyError: the database no longer has its description.
+    """
+    stored = database.find_architecture(str(row["architecture"]))
+    if stored is None:
+        raise StudyError(f"The architecture {row['architecture']} is not in {database}.")
+    return Candidate(architecture=Architecture.from_yaml(stored.text), precision=row["precision"])

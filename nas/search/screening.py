@@ -1,0 +1,81 @@
+"""Before any training: what share of the space the budget admits, measured."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
+from nas.latency.oracle import Latency
+from nas.search.progress import Listener
+from nas.search.setting import Setting
+from nas.units import Budget
+
+__all__ = ["check_budget"]
+
+_SCREENED = 24  # random candidates; the share is then known to about 10 percentage points
+_LARGEST_DRIFT = 0.1
+
+
+def check_budget(setting: Setting, listener: Listener) -> None:
+    """Measure some of the space, and say what share of it the budget admits, before training.
+
+    Raises:
+        BudgetError: it admits nothing.
+    """
+    latencies = sorted(_screen(setting, listener), key=lambda latency: latency.ms)
+    budget = setting.request.budget
+    admitted = sum(budget.admits(latency.ms) for latency in latencies)
+    share = f"{admitted} of {len(latencies)} measured candidates ({admitted / len(latencies):.0%})"
+    fastest, slowest = latencies[0], latencies[-1]
+    if not admitted:
+        raise BudgetError(
+            f"No candidate meets the budget of {budget}: the fastest of {len(latencies)} measured "
+            f"takes {fastest.ms:.3f} ms, 95 % interval [{fastest.low_ms:.3f}, "
+            f"{fastest.high_ms:.3f}].",
+            f"The smallest budget that would work is about {_rounded_up(fastest.high_ms)}.",
+        )
+    if admitted == len(latencies):
+        median = latencies[len(latencies) // 2]
+        listener.say(
+            f"The budget of {budget} admits all of {share}; the slowest takes {slowest.ms:.3f} ms. "
+            f"Latency will decide nothing; --budget {_rounded_up(median.ms)} would admit half.",
+            warning=True,
+        )
+    else:
+        listener.say(
+            f"The budget of {budget} admits {share}; they take {fastest.ms:.3f} to "
+            f"{slowest.ms:.3f} ms."
+        )
+    for precision, drift in setting.oracle.drift.items():
+        if abs(drift) > _LARGEST_DRIFT:
+            listener.say(
+                f"The {precision} reference network runs {drift:+.0%} off its stored latency: the "
+                "machine is busier, or not what it was. Latencies are ratios to that reference, so "
+                "they stay comparable with each other.",
+                warning=True,
+            )
+
+
+def _screen(setting: Setting, listener: Listener) -> Iterator[Latency]:
+    generator = np.random.default_rng(setting.request.seed)
+    anchors = setting.space.anchors
+    random_points = (setting.space.sample(generator) for _ in range(_SCREENED))
+    points = list(itertools.chain((anchors["min"], anchors["max"]), random_points))
+    listener.stage("Measure the space", len(points))
+    for done, point in enumerate(points, start=1):
+        try:
+            yield setting.latency(setting.candidate(point))
+        except (EngineError, ExportError, MeasurementError) as error:
+            if done == 1:
+                raise  # the smallest candidate: nothing larger will do better
+            listener.say(f"A candidate could not be measured: {error}", warning=True)
+        listener.advance(done)
+
+
+def _rounded_up(latency_ms: float) -> Budget:
+    step = 10 ** (math.floor(math.log10(latency_ms)) - 2)
+    return Budget(float(f"{math.ceil(latency_ms / step) * step:.6g}"))
