@@ -1,0 +1,81 @@
+"""Which subnets of a supernet a training step trains.
+
+`uniform` trains one random subnet a step, as RF-DETR does (Robinson et al., 2025). `sandwich`
+trains the largest, the smallest and one random subnet and adds their gradients (Yu et al., BigNAS,
+ECCV 2020): three times the cost of a step for one update, which short schedules cannot afford;
+`benchmarks/supernet_sampling.py` compares them at equal cost. Before either, the first steps may
+train the largest subnet alone, which lifts all shared weights at the price of one network.
+
+All subnets of a step share its input size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from nas.errors import InputError
+from nas.space.architecture import LEVELS, Architecture
+
+__all__ = ["Rule", "Sample", "Subnets", "at_input"]
+
+Rule = Literal["uniform", "sandwich"]
+Sample = Callable[[np.random.Generator], Architecture]
+
+
+@dataclass(frozen=True)
+class Subnets:
+    """Chooses the subnets of each step.
+
+    Args:
+        rule: see the module.
+        sample: draws a subnet, its input size included.
+        largest: trained alone in the warm-up, at every input size that `sample` draws.
+        smallest: needed by `sandwich`.
+        warmup: number of steps at the start that train only the largest.
+
+    Raises:
+        InputError: `sandwich` without a smallest subnet.
+    """
+
+    rule: Rule
+    sample: Sample
+    largest: Architecture
+    smallest: Architecture | None = None
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rule == "sandwich" and self.smallest is None:
+            raise InputError(
+                "The rule 'sandwich' needs the smallest subnet, got none.", "Give `smallest`."
+            )
+
+    def __call__(self, step: int, generator: np.random.Generator) -> tuple[Architecture, ...]:
+        """Return the subnets of a step, counted from 0; all have one input size."""
+        drawn = self.sample(generator)
+        if step < self.warmup:
+            return (at_input(self.largest, drawn.input),)
+        if self.smallest is None or self.rule == "uniform":
+            return (drawn,)
+        return (
+            at_input(self.largest, drawn.input),
+            at_input(self.smallest, drawn.input),
+            drawn,
+        )
+
+
+def at_input(architecture: Architecture, size: tuple[int, int]) -> Architecture:
+    """Return the same network for another input size (height, width).
+
+    Sparse attention to more tokens than a smaller map has becomes attention to all of them.
+    """
+    data = {**architecture.model_dump(mode="json"), "input": list(size)}
+    for level in LEVELS:
+        point = getattr(architecture.attention, level)
+        resized = architecture.model_copy(update={"input": size})
+        if point is not None and point.tokens and point.tokens > resized.tokens_at(level):
+            data["attention"] = {**data["attention"], level: {"kind": "dense"}}
+    return Architecture.parse(data)

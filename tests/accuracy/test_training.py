@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nas.accuracy import training
+from nas.accuracy.dataset import Dataset, Split
+from nas.accuracy.loss import LossParts
+from nas.accuracy.sampling import Subnets, at_input
+from nas.accuracy.training import Progress, Recipe, train_detector, train_supernet
+from nas.errors import InputError, StorageError, TrainingError
+from nas.model.detector import Detector
+from nas.model.supernet import Supernet
+from nas.space.architecture import Architecture
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _fusion(channels: int, hidden: int) -> dict[str, Any]:
+    return {"block": "conv_csp", "channels": channels, "hidden": hidden}
+
+
+def _architecture(hidden: int = 8, side: int = 32, tokens: int | None = None) -> Architecture:
+    return Architecture.parse(
+        {
+            "input": side,
+            "classes": 10,
+            "stem": {"channels": 8},
+            "backbone": {f"P{n}": _fusion(8 * n, hidden) for n in range(2, 6)},
+            "attention": {"P4": {"tokens": tokens}} if tokens else {},
+            "neck": {
+                "top_down": {"P4": _fusion(24, hidden), "P3": _fusion(24, hidden)},
+                "bottom_up": {"P4": _fusion(24, hidden), "P5": _fusion(24, hidden)},
+            },
+            "head": {"channels": 16},
+        }
+    )
+
+
+LARGEST, SMALLEST = _architecture(8), _architecture(4)
+TINY = Recipe(iterations=6, batch_size=2, checkpoint_every=2)
+
+
+def _sample(generator: np.random.Generator) -> Architecture:
+    return _architecture(int(generator.choice([4, 8])), int(generator.choice([32, 64])))
+
+
+@pytest.fixture(scope="session")
+def train(few_digits: Dataset) -> Split:
+    return few_digits.train
+
+
+Run = Callable[..., Supernet]
+
+
+@pytest.fixture
+def run(train: Split) -> Run:
+    """Train a fresh small supernet."""
+
+    def start(recipe: Recipe = TINY, **options: Any) -> Supernet:
+        supernet = Supernet([LARGEST])
+        options.setdefault("smallest", SMALLEST)
+        train_supernet(supernet, _sample, LARGEST, train, recipe, **options)
+        return supernet
+
+    return start
+
+
+def _same(a: Supernet, b: Supernet) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_train_detector__overfits_four_images(train: Split) -> None:
+    four = train.subset("train", range(4))
+    recipe = Recipe(
+        iterations=40, batch_size=4, zoom=0, shift=0, light=0, contrast=0, peak_lr=0.01, topk=4
+    )
+    losses: list[float] = []
+    detector = Detector(_architecture(side=64))
+    result = train_detector(detector, four, recipe, progress=lambda p: losses.append(p.loss))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert result.loss == pytest.approx(np.mean(losses[-4:]))
+    norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(norm.track_running_stats and norm.running_var is not None for norm in norms)
+    assert any((norm.running_mean != 0).any() for norm in norms if norm.running_mean is not None)
+
+
+@pytest.mark.parametrize("rule", ["uniform", "sandwich"])
+def test_train_supernet__repeats_itself(run: Run, rule: str) -> None:
+    recipe = dataclasses.replace(TINY, rule=rule, largest_only=0.3)
+    assert _same(run(recipe), run(recipe))
+    assert not _same(run(recipe), run(dataclasses.replace(recipe, seed=1)))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_train_supernet__resumed_equals_uninterrupted(run: Run, tmp_path: Path, stop: int) -> None:
+    path = tmp_path / "checkpoint"
+
+    def interrupt(progress: Progress) -> None:
+        if progress.iteration == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=interrupt, checkpoint=path)
+    seen: list[int] = []
+    resumed = run(progress=lambda p: seen.append(p.iteration), checkpoint=path)
+    assert seen == list(range(stop + 1, 7))
+    assert _same(resumed, run())
+
+
+def test_train_supernet__killed_loses_no_more_than_the_last_steps(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+
+    def die(progress: Progress) -> None:
+        if progress.iteration == 5:
+            raise SystemExit  # unlike an interrupt, it writes nothing on the way out
+
+    with pytest.raises(SystemExit):
+        run(progress=die, checkpoint=path)
+    seen: list[int] = []
+    assert _same(run(progress=lambda p: seen.append(p.iteration), checkpoint=path), run())
+    assert seen == [5, 6]
+
+
+def test_train_supernet__finished_checkpoint_needs_no_step(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    first = run(checkpoint=path)
+    seen: list[Progress] = []
+    assert _same(first, run(progress=seen.append, checkpoint=path))
+    assert seen == []
+
+
+def test_train_detector__resumed_equals_uninterrupted(train: Split, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+
+    def interrupt(progress: Progress) -> None:
+        if progress.iteration == 3:
+            raise KeyboardInterrupt
+
+    detectors = [Detector(LARGEST) for _ in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(detectors[0], train, TINY, progress=interrupt, checkpoint=path)
+    train_detector(detectors[1], train, TINY, checkpoint=path)
+    train_detector(detectors[2], train, TINY)
+    resumed, whole = (detector.state_dict() for detector in detectors[1:])
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("damage", ["other recipe", "garbage"])
+def test_checkpoint__that_does_not_fit_is_refused(run: Run, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint"
+    recipe = TINY
+    if damage == "garbage":
+        path.write_bytes(b"no checkpoint")
+    else:
+        run(checkpoint=path)
+        recipe = dataclasses.replace(TINY, seed=9)
+    with pytest.raises(StorageError, match="checkpoint"):
+        run(recipe, checkpoint=path)
+
+
+class _Broken(training.DetectionLoss):
+    """A loss that is not a number in some calls."""
+
+    bad: frozenset[int] = frozenset()
+    calls: list[int]
+
+    def __call__(self, *args: Any) -> LossParts:
+        parts = super().__call__(*args)
+        self.calls.append(len(self.calls))
+        broken = len(self.calls) in self.bad
+        return parts._replace(box=parts.box * math.nan) if broken else parts
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, bad: range) -> None:
+    broken = type("Broken", (_Broken,), {"bad": frozenset(bad), "calls": []})
+    monkeypatch.setattr(training, "DetectionLoss", broken)
+
+
+@pytest.mark.parametrize("bad", [range(2, 4), range(1, 9)], ids=["skipped", "rolled back"])
+def test_train_supernet__survives_a_loss_that_is_not_a_number(
+    train: Split, monkeypatch: pytest.MonkeyPatch, bad: range
+) -> None:
+    _break(monkeypatch, bad)
+    supernet = Supernet([LARGEST])
+    recipe = dataclasses.replace(TINY, iterations=12)
+    losses: list[float] = []
+    result = train_supernet(
+        supernet, _sample, LARGEST, train, recipe, progress=lambda p: losses.append(p.loss)
+    )
+    assert result.skipped == len(bad) == sum(map(math.isnan, losses))
+    assert all(parameter.isfinite().all() for parameter in supernet.parameters())
+
+
+def test_train_supernet__gives_up_on_a_loss_that_stays_not_a_number(
+    train: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break(monkeypatch, range(1, 1000))
+    recipe = dataclasses.replace(TINY, iterations=100, batch_size=1)
+    with pytest.raises(TrainingError, match="not finite in 20 of 20 steps"):
+        train_supernet(Supernet([LARGEST]), _sample, LARGEST, train, recipe)
+
+
+def test_train_supernet__a_skipped_step_changes_no_statistics(
+    train: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break(monkeypatch, range(1, 3))
+    detector = Detector(LARGEST)
+    train_detector(detector, train, TINY)
+    assert all(tensor.isfinite().all() for tensor in detector.state_dict().values())
+
+
+def test_train_supernet__reduced_precision_trains(run: Run) -> None:
+    reduced = run(dataclasses.replace(TINY, amp="bf16"))
+    full = run(dataclasses.replace(TINY, amp="off"))
+    assert not _same(reduced, full)
+    assert all(parameter.dtype == torch.float32 for parameter in reduced.parameters())
+
+
+def test_train_supernet__leaves_the_mode_as_it_was(train: Split) -> None:
+    supernet = Supernet([LARGEST]).eval()
+    train_supernet(supernet, _sample, LARGEST, train, dataclasses.replace(TINY, iterations=1))
+    assert not supernet.training
+
+
+@pytest.mark.parametrize(
+    ("rule", "step", "expected"),
+    [("uniform", 0, 1), ("uniform", 2, 1), ("sandwich", 0, 1), ("sandwich", 2, 3)],
+)
+def test_subnets__of_a_step(rule: Any, step: int, expected: int) -> None:
+    subnets = Subnets(rule, _sample, LARGEST, SMALLEST, warmup=2)
+    chosen = subnets(step, np.random.default_rng(step))
+    assert len(chosen) == expected
+    assert len({one.input for one in chosen}) == 1
+    if step < 2 or rule == "sandwich":
+        assert chosen[0] == at_input(LARGEST, chosen[0].input)
+
+
+def test_subnets__sandwich_needs_a_smallest() -> None:
+    with pytest.raises(InputError, match="smallest"):
+        Subnets("sandwich", _sample, LARGEST)
+
+
+@pytest.mark.parametrize(("side", "kind"), [(64, "dense"), (128, "sparse")])
+def test_at_input__attention_to_more_tokens_than_there_are(side: int, kind: str) -> None:
+    moved = at_input(_architecture(side=128, tokens=32), (side, side))
+    assert moved.attention.P4 is not None
+    assert moved.attention.P4.kind == kind
+
+
+def test_recipe__learning_rate_rises_then_falls() -> None:
+    recipe = Recipe(iterations=100, warmup=0.1, peak_lr=0.01, final_lr=0.05)
+    rates = [recipe.learning_rate(step) for step in range(100)]
+    assert rates[0] < 0.001
+    assert rates[10] == max(rates) == pytest.approx(0.01)
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0005, rel=0.1)
+
+
+def test_recipe__digest_names_what_decides_the_weights() -> None:
+    recipe = Recipe()
+    assert recipe.digest == Recipe().digest
+    assert recipe.digest == dataclasses.replace(recipe, checkpoint_every=7).digest
+    others = [
+        dataclasses.replace(recipe, **{name: value})
+        for name, value in {"seed": 5, "flip": True, "iterations": 9, "amp": "off"}.items()
+    ]
+    assert len({recipe.digest, *(other.digest for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"iterations": 0}, {"batch_size": 0}, {"peak_lr": 0.0}, {"ema_decay": 1.0}, {"warmup": 1.5}],
+)
+def test_recipe__senseless_values(options: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        Recipe(**options)  # type: ignore[arg-type]
