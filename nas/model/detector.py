@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,11 +16,14 @@ from nas.model.blocks.attention import GlobalAttention
 from nas.model.blocks.backbone import Backbone
 from nas.model.blocks.convolution import Unit
 from nas.model.blocks.head import ClassPredictor, Head, distances
-from nas.model.blocks.layers import Conv2d, ConvTranspose2d
+from nas.model.blocks.layers import Conv2d, ConvTranspose2d, Scale, reusing
 from nas.model.blocks.neck import PathAggregation
 from nas.space.architecture import LEVELS, STRIDES, Architecture
 
 __all__ = ["DeployedDetector", "Detector", "Predictions", "Profile", "decode", "profile"]
+
+_HOLLOW_PARTS = 2048
+_hollow_parts: dict[Hashable, nn.Module] = {}
 
 
 class Predictions(NamedTuple):
@@ -131,15 +135,17 @@ def profile(architecture: Architecture) -> Profile:
     Raises:
         ArchitectureError: parts of it do not fit together.
     """
-    with torch.device("meta"):
-        detector = Detector(architecture).eval()
-        images = torch.empty(1, 3, *architecture.input)
-    counter = _Counter()
-    counter.watch(detector)
+    if len(_hollow_parts) > _HOLLOW_PARTS:
+        _hollow_parts.clear()
+    with torch.device("meta"), reusing(_hollow_parts):
+        detector = Detector(architecture)
+    _hollow(detector)
     with torch.no_grad():
-        detector.to("meta")(images)
-    macs = counter.macs + 4 * architecture.head.bins * len(detector.anchors)
-    return Profile(counter.parameters, macs)
+        detector.to("meta")(torch.empty(1, 3, *architecture.input, device="meta"))
+    counted = [module for module in detector.modules() if isinstance(module, _StandIn)]
+    expectation = 4 * architecture.head.bins * len(detector.anchors)
+    macs = expectation + sum(stand_in.macs for stand_in in counted)
+    return Profile(sum(stand_in.held for stand_in in counted), macs)
 
 
 def decode(predictions: Predictions) -> Tensor:
@@ -187,46 +193,48 @@ def _fuse_children(module: nn.Module) -> None:
             _fuse_children(child)
 
 
-class _Counter:
-    """Counts what deployed layers hold, and puts stand-ins in their places that count what they do.
+def _hollow(module: nn.Module) -> None:
+    """Put stand-ins in the places of all layers with weights, which count what is deployed.
 
-    Running the layers on the meta device would count the same, at ten times the cost.
+    Running the layers themselves on the meta device counts the same, at ten times the cost.
     """
-
-    def __init__(self) -> None:
-        self.parameters = 0
-        self.macs = 0
-
-    def watch(self, module: nn.Module) -> None:
-        """Count a module and all below it; a unit counts as the convolution it deploys to."""
-        self.parameters += sum(p.numel() for p in module.parameters(recurse=False))
-        for name, child in module.named_children():
-            layer = child.conv if isinstance(child, Unit) else child
-            if isinstance(layer, Conv2d | ConvTranspose2d):
-                biased = layer.bias is not None or isinstance(child, Unit)
-                self.parameters += layer.weight.numel() + layer.out_channels * biased
-                setattr(module, name, _StandIn(layer, self))
-            elif isinstance(child, GlobalAttention):
-                self.macs += child.macs
-                self.parameters += sum(p.numel() for p in child.parameters())
-                setattr(module, name, nn.Identity())
-            else:
-                self.watch(child)
+    for name, child in module.named_children():
+        layer = child.conv if isinstance(child, Unit) else child
+        if isinstance(layer, Conv2d | ConvTranspose2d):
+            biased = isinstance(child, Unit) or layer.bias is not None
+            setattr(module, name, _ConvolutionStandIn(layer, biased=biased))
+        elif isinstance(child, GlobalAttention):
+            held = sum(p.numel() for p in child.parameters())
+            setattr(module, name, _StandIn(held, child.macs))
+        elif isinstance(child, Scale):
+            setattr(module, name, _StandIn(1, 0))
+        else:
+            _hollow(child)
 
 
 class _StandIn(nn.Module):
-    """Takes the place of a convolution: counts, and returns a tensor of the right shape."""
+    """Holds the counts of a layer, and passes its input on."""
 
-    def __init__(self, layer: Conv2d | ConvTranspose2d, counter: _Counter) -> None:
+    def __init__(self, held: int, macs: int) -> None:
         super().__init__()
-        self.counter, self.out_channels = counter, layer.out_channels
+        self.held, self.macs = held, macs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _ConvolutionStandIn(_StandIn):
+    """Counts on the size of its input, and returns a tensor of the right shape."""
+
+    def __init__(self, layer: Conv2d | ConvTranspose2d, *, biased: bool) -> None:
+        super().__init__(layer.weight.numel() + layer.out_channels * biased, 0)
+        self.out_channels, self.stride = layer.out_channels, layer.stride[0]
         self.doubles = isinstance(layer, ConvTranspose2d)
-        self.stride = layer.stride[0]
         taps = 1 if self.doubles else layer.kernel_size[0] ** 2
         self.per_output = layer.in_channels // layer.groups * taps
 
     def forward(self, x: Tensor) -> Tensor:
         sides = [2 * n if self.doubles else -(-n // self.stride) for n in x.shape[2:]]
         output = x.new_empty(len(x), self.out_channels, *sides)
-        self.counter.macs += output.numel() * self.per_output
+        self.macs = output.numel() * self.per_output
         return output

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,14 +29,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nas.errors import ArchitectureError, InputError, StorageError
-from nas.model.blocks.layers import Layout, Shareable
+from nas.model.blocks.layers import Layout, Shareable, reusing
 from nas.model.detector import Detector, Predictions
 from nas.space.architecture import Architecture, digest_of
 
 __all__ = ["Supernet", "recalibrate"]
 
 _FORMAT = "1"
-_PLANS = 64  # skeletons kept; one holds no weights, only modules and anchors
+_PLANS = 256  # kept at most; one holds no weights, and shares its modules with the others
+_PARTS = 2048
+
+_Parts = dict[Hashable, nn.Module]
 
 _Index = int | Tensor | None
 """What a slice takes of one dimension: all, the first n, or those listed."""
@@ -76,7 +80,12 @@ class Supernet(nn.Module):
         self.architectures = tuple(dict.fromkeys(architectures))
         self._entries, tensors = _table(self.architectures, seed)
         self.shared = nn.ParameterDict({_key(name): tensor for name, tensor in tensors.items()})
-        self._plans: OrderedDict[tuple[str, torch.device], _Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[Architecture, torch.device, bool], _Plan] = OrderedDict()
+        self._parts: dict[tuple[torch.device, bool], _Parts] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what can be made again out of copies."""
+        return {**self.__dict__, "_plans": OrderedDict(), "_parts": {}}
 
     @property
     def digest(self) -> str:
@@ -95,16 +104,15 @@ class Supernet(nn.Module):
         return self.activate(architecture)(images)
 
     def activate(self, architecture: Architecture) -> Callable[[Tensor], Predictions]:
-        """Return the subnet as a function of images; it follows later changes of the weights.
+        """Return the subnet as a function of images; it follows the weights, device and mode.
 
         Raises:
             ArchitectureError: the architecture does not fit; the message names the first tensor.
         """
-        plan = self._plan(architecture)
+        self._plan(architecture)
 
         def run(images: Tensor) -> Predictions:
-            if plan.skeleton.training != self.training:
-                plan.skeleton.train(self.training)
+            plan = self._plan(architecture)  # kept, unless device or mode changed
             weights = {name: self._slice(name, plan.slices[name]) for name in plan.slices}
             output: Predictions = functional_call(
                 plan.skeleton, weights, (images,), tie_weights=False
@@ -186,17 +194,24 @@ class Supernet(nn.Module):
         return tensor
 
     def _plan(self, architecture: Architecture) -> _Plan:
-        key = (architecture.digest, self._device())
+        device, training = self._device(), self.training
+        key = (architecture, device, training)
         if key not in self._plans:
-            skeleton, entries = _skeleton(architecture)
-            slices = {name: self._indices(name, entry) for name, entry in entries.items()}
-            self._plans[key] = _Plan(_with_buffers(skeleton, self._device()), slices)
+            # One store for each mode: modules that subnets share must not be switched by one.
+            parts = self._parts.setdefault((device, training), {})
+            if len(parts) > _PARTS:
+                parts.clear()
+            skeleton = _skeleton(architecture, parts)
+            entries = _entries(skeleton)
+            slices = {name: self._indices(name, entry, device) for name, entry in entries}
+            skeleton = _with_buffers(skeleton, device)
+            self._plans[key] = _Plan(skeleton if training else skeleton.eval(), slices)
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def _indices(self, name: str, wanted: _Entry) -> tuple[_Index, ...]:
+    def _indices(self, name: str, wanted: _Entry, device: torch.device) -> tuple[_Index, ...]:
         shared = self._entries.get(name)
         if shared is None or not _fits(wanted, shared):
             offered = "nothing of that name" if shared is None else f"layouts {shared.layouts}"
@@ -206,7 +221,7 @@ class Supernet(nn.Module):
                 "Choose an architecture of the space that the supernet was built for.",
             )
         pairs = zip(wanted.layouts, shared.layouts, strict=True)
-        return tuple(_index(sub, whole, self._device()) for sub, whole in pairs)
+        return tuple(_index(sub, whole, device) for sub, whole in pairs)
 
 
 @torch.no_grad()
@@ -245,23 +260,22 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # parameters of a ParameterDict cannot have dots
 
 
-def _skeleton(architecture: Architecture) -> tuple[Detector, dict[str, _Entry]]:
-    with torch.device("meta"):
-        skeleton = Detector(architecture)
-    return skeleton, dict(_entries(skeleton))
+def _skeleton(architecture: Architecture, parts: _Parts) -> Detector:
+    with torch.device("meta"), reusing(parts):
+        return Detector(architecture)
 
 
 def _entries(detector: Detector) -> Iterator[tuple[str, _Entry]]:
     for path, module in detector.named_modules():
-        layouts = module.layouts() if isinstance(module, Shareable) else {}
-        for name, parameter in module.named_parameters(path, recurse=False):
-            local = name.removeprefix(f"{path}.")
-            if local not in layouts:
-                raise ArchitectureError(
-                    f"The parameter {name} has no layout, so it cannot be shared.",
-                    "Build blocks from the layers of nas.model.blocks.layers.",
-                )
-            yield name, _Entry(layouts[local], tuple(parameter.shape))
+        if isinstance(module, Shareable):
+            for name, layouts in module.layouts().items():
+                yield f"{path}.{name}", _Entry(layouts, tuple(getattr(module, name).shape))
+            continue
+        for name, _ in module.named_parameters(path, recurse=False):
+            raise ArchitectureError(
+                f"The parameter {name} has no layout, so it cannot be shared.",
+                "Build blocks from the layers of nas.model.blocks.layers.",
+            )
 
 
 def _table(
@@ -269,8 +283,10 @@ def _table(
 ) -> tuple[dict[str, _Entry], dict[str, nn.Parameter]]:
     """Merge the layers of all architectures by name, then make them for real."""
     layers: dict[str, Shareable] = {}
+    parts: _Parts = {}
     for architecture in architectures:
-        skeleton, _ = _skeleton(architecture)
+        skeleton = _skeleton(architecture, parts)
+        list(_entries(skeleton))  # raises where a parameter has no layout
         for path, layer in skeleton.named_modules():
             if isinstance(layer, Shareable):
                 layers[path] = _merged(path, layers[path], layer) if path in layers else layer
@@ -299,6 +315,8 @@ def _with_buffers(skeleton: Detector, device: torch.device) -> Detector:
     """Give a skeleton real buffers; its normalisation never writes them."""
     for module in skeleton.modules():
         if isinstance(module, nn.BatchNorm2d):
+            if not module.track_running_stats:
+                continue  # of a part that another skeleton has, too
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device=device))
             module.reset_running_stats()
@@ -321,6 +339,7 @@ def _fits(wanted: _Entry, shared: _Entry) -> bool:
     )
 
 
+@lru_cache(maxsize=65_536)
 def _index(wanted: Layout, shared: Layout, device: torch.device) -> _Index:
     """Find the channels: of each wanted part, the first ones of the shared part at its place."""
     if wanted == shared:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from nas import plugins
 from nas.model.blocks.convolution import strided
-from nas.model.blocks.layers import Choice, Layout
+from nas.model.blocks.layers import Choice, Layout, part
 from nas.model.blocks.pooling import pooling
-from nas.space.architecture import Architecture, Fusion, Stage
+from nas.space.architecture import Architecture, Fusion, Stage, Stem
 
 __all__ = ["Backbone", "fusion"]
 
@@ -22,14 +22,12 @@ class Backbone(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         stem, stages, act = architecture.stem, architecture.backbone, architecture.activation
-        first = strided(stem.convolution, 3, stem.channels, stem.kernel, act)
-        # Kernels of different sizes share nothing, so the size is part of the name.
-        self.stem = Choice(f"{stem.convolution}{stem.kernel}", first)
-        self.P2 = _stage(stem.channels, stages.P2, act)
-        self.P3 = _stage(stages.P2.channels, stages.P3, act)
-        self.P4 = _stage(stages.P3.channels, stages.P4, act)
-        self.P5 = _stage(stages.P4.channels, stages.P5, act)
-        self.pooling = pooling(architecture.pooling, stages.P5.channels, act)
+        self.stem = part("stem", _stem, stem, act)
+        self.P2 = part("P2", _stage, stem.channels, stages.P2, act)
+        self.P3 = part("P3", _stage, stages.P2.channels, stages.P3, act)
+        self.P4 = part("P4", _stage, stages.P3.channels, stages.P4, act)
+        self.P5 = part("P5", _stage, stages.P4.channels, stages.P5, act)
+        self.pooling = part("pooling", pooling, architecture.pooling, stages.P5.channels, act)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map (B, 3, H, W) to P2, P3, P4, P5."""
@@ -49,6 +47,12 @@ def _block(name: str) -> Callable[[Layout, Fusion, str], nn.Module]:
     # Looking a plug-in up reads the metadata of everything installed, and a network has eight.
     found: Callable[[Layout, Fusion, str], nn.Module] = plugins.load("blocks", name)
     return found
+
+
+def _stem(stem: Stem, activation: str) -> Choice:
+    first = strided(stem.convolution, 3, stem.channels, stem.kernel, activation)
+    # Kernels of different sizes share nothing, so the size is part of the name.
+    return Choice(f"{stem.convolution}{stem.kernel}", first)
 
 
 def _stage(in_channels: int, spec: Stage, activation: str) -> nn.Sequential:

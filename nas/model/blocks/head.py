@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from nas.model.blocks.convolution import ConvBN
-from nas.model.blocks.layers import Conv2d, Layout
+from nas.model.blocks.layers import Conv2d, Layout, part
 from nas.space.architecture import LEVELS, Architecture
+from nas.space.architecture import Head as HeadSpec
 
 __all__ = ["ClassPredictor", "Head", "distances"]
 
@@ -77,18 +78,17 @@ class _BoxPredictor(Conv2d):
 class _Level(nn.Module):
     """The head of one level."""
 
-    def __init__(self, architecture: Architecture, index: int, in_channels: int) -> None:
+    def __init__(
+        self, head: HeadSpec, index: int, in_channels: int, classes: int, positions: int, act: str
+    ) -> None:
         super().__init__()
-        head, act = architecture.head, architecture.activation
-        level = LEVELS[index]
         width, box_width = head.channels[index], head.box_channels[index]
-        height, across = architecture.feature_size(level)
-        self.positions, self.classes, self.bins = height * across, architecture.classes, head.bins
+        self.positions, self.classes, self.bins = positions, classes, head.bins
         self.stem = ConvBN((in_channels,), (width,), 1, act=act) if head.stem else nn.Identity()
         inner = width if head.stem else in_channels
         self.class_branch = _branch(inner, width, head.depth, act)
         self.box_branch = _branch(inner, box_width, head.depth, act)
-        self.class_predictor = ClassPredictor((width,), self.classes, _PRIORS[level])
+        self.class_predictor = ClassPredictor((width,), classes, _PRIORS[LEVELS[index]])
         self.box_predictor = _BoxPredictor((box_width,), head.bins)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,14 +107,14 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        neck = architecture.neck
+        neck, head, act = architecture.neck, architecture.head, architecture.activation
         fusions = (neck.top_down.P3, neck.bottom_up.P4, neck.bottom_up.P5)
-        self.levels = nn.ModuleDict(
-            {
-                level: _Level(architecture, index, spec.channels)
-                for index, (level, spec) in enumerate(zip(LEVELS, fusions, strict=True))
-            }
-        )
+        self.levels = nn.ModuleDict()
+        for index, (level, spec) in enumerate(zip(LEVELS, fusions, strict=True)):
+            sizes = architecture.classes, architecture.tokens_at(level)
+            self.levels[level] = part(
+                f"head.{level}", _Level, head, index, spec.channels, *sizes, act
+            )
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Map three features to logits (B, A, classes) and bins (B, A, 4, bins)."""

@@ -10,8 +10,12 @@ Blocks, also those of plug-ins, hold their parameters in these layers only.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import zip_longest
-from typing import Protocol, Self, runtime_checkable
+from typing import Self, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +32,30 @@ __all__ = [
     "Layout",
     "Scale",
     "Shareable",
+    "part",
+    "reusing",
     "widest",
 ]
 
 Layout = tuple[int, ...]
 """Widths of the tensors that are concatenated along one dimension."""
 
+_Module = TypeVar("_Module", bound=nn.Module)
+_Arguments = TypeVarTuple("_Arguments")
+_parts: ContextVar[dict[Hashable, nn.Module] | None] = ContextVar("_parts", default=None)
+
 _BN_EPS = 1e-3  # the YOLO family's
 _BN_MOMENTUM = 0.03
 
 
-@runtime_checkable
-class Shareable(Protocol):
+class Shareable(ABC):
     """A layer whose parameters a supernet can share."""
 
+    @abstractmethod
     def layouts(self) -> dict[str, tuple[Layout, ...]]:
         """Layouts of the leading dimensions of each parameter; the others never change."""
 
+    @abstractmethod
     def widened(self, other: Self) -> Self:
         """Return a fresh layer that is wide enough for both.
 
@@ -53,7 +64,7 @@ class Shareable(Protocol):
         """
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d, Shareable):
     """A convolution that keeps the size (divided by the stride, rounded up).
 
     Args:
@@ -130,7 +141,7 @@ class Conv2d(nn.Conv2d):
         )
 
 
-class ConvTranspose2d(nn.ConvTranspose2d):
+class ConvTranspose2d(nn.ConvTranspose2d, Shareable):
     """A 2x2 transposed convolution of stride 2 with bias: doubles height and width."""
 
     def __init__(self, in_layout: Layout, out_layout: Layout) -> None:
@@ -152,7 +163,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return type(self)(in_layout, widest(self.out_layout, other.out_layout))
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d, Shareable):
     """Batch normalisation with the YOLO family's epsilon and momentum."""
 
     def __init__(self, layout: Layout) -> None:
@@ -173,7 +184,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return type(self)(widest(self.layout, other.layout))
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm, Shareable):
     """Layer normalisation over the channels, which lie in the last dimension."""
 
     def __init__(self, layout: Layout) -> None:
@@ -189,7 +200,7 @@ class LayerNorm(nn.LayerNorm):
         return type(self)(widest(self.layout, other.layout))
 
 
-class Scale(nn.Module):
+class Scale(nn.Module, Shareable):
     """Multiply by one learnable number."""
 
     def __init__(self, initial: float) -> None:
@@ -229,3 +240,35 @@ class Choice(nn.Module):
 def widest(first: Layout, second: Layout) -> Layout:
     """Return the layout with every part of both, each as wide as the wider one."""
     return tuple(max(pair) for pair in zip_longest(first, second, fillvalue=0))
+
+
+@contextmanager
+def reusing(parts: dict[Hashable, nn.Module]) -> Iterator[None]:
+    """Within the context, networks share the modules of equal parts at equal places.
+
+    Making hundreds of modules costs more than running a small network on one image. Whoever builds
+    many networks whose modules hold nothing of their own can pay for each part once. `parts` keeps
+    them.
+    """
+    token = _parts.set(parts)
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def part(place: str, build: Callable[[*_Arguments], _Module], *arguments: *_Arguments) -> _Module:
+    """Build one part of a network, or take the equal one that `reusing` has for this place.
+
+    Args:
+        place: no two parts of a network have the same.
+        build: makes the part.
+        *arguments: for `build`; they can be hashed.
+    """
+    known = _parts.get()
+    if known is None:
+        return build(*arguments)
+    key = (place, build, arguments)
+    if key not in known:
+        known[key] = build(*arguments)
+    return known[key]  # type: ignore[return-value]

@@ -8,6 +8,8 @@ level, which keeps positions where a stride-2 convolution sees them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,8 +17,8 @@ from torch.nn import functional as F
 from nas.model.blocks.attention import GlobalAttention
 from nas.model.blocks.backbone import fusion
 from nas.model.blocks.convolution import ConvBN, strided
-from nas.model.blocks.layers import Choice, ConvTranspose2d
-from nas.space.architecture import Architecture, Fusion, Neck
+from nas.model.blocks.layers import Choice, ConvTranspose2d, part
+from nas.space.architecture import Architecture, Convolution, Fusion
 
 __all__ = ["PathAggregation"]
 
@@ -31,12 +33,17 @@ class PathAggregation(nn.Module):
         neck, stages, act = architecture.neck, architecture.backbone, architecture.activation
         p2, p3, p4, p5 = (getattr(stages, f"P{i}").channels for i in (2, 3, 4, 5))
         top = neck.top_down
-        step = _ReducedStep if neck.reduce else _PlainStep
-        up4 = step(neck, top.P4, (p5, p4, p3), architecture.feature_size("P4"), act)
-        up3 = step(neck, top.P3, (top.P4.channels, p3, p2), architecture.feature_size("P3"), act)
+        style = _Style(neck.convolution, neck.upsample, neck.three_inputs, neck.halve, act)
+        step: type[_ReducedStep | _PlainStep] = _ReducedStep if neck.reduce else _PlainStep
+        size4, size3 = architecture.feature_size("P4"), architecture.feature_size("P3")
+        up4 = part("up4", step, style, top.P4, (p5, p4, p3), size4)
+        up3 = part("up3", step, style, top.P3, (top.P4.channels, p3, p2), size3)
         self.top_down = nn.ModuleDict({"P4": up4, "P3": up3})
-        down4 = _BottomUpStep(neck, neck.bottom_up.P4, (top.P3.channels, up3.kept), act)
-        down5 = _BottomUpStep(neck, neck.bottom_up.P5, (down4.out_channels, up4.kept), act)
+        down = neck.bottom_up
+        kept4, kept5 = (top.P3, top.P4) if neck.reduce else (top.P4, stages.P5)
+        fine4, fine5 = top.P3.channels, down.P4.channels
+        down4 = part("down4", _BottomUpStep, style, down.P4, (fine4, kept4.channels))
+        down5 = part("down5", _BottomUpStep, style, down.P5, (fine5, kept5.channels))
         self.bottom_up = nn.ModuleDict({"P4": down4, "P5": down5})
         self.attention = _attention(architecture)
 
@@ -54,17 +61,33 @@ class PathAggregation(nn.Module):
         return self.attention[level](x) if level in self.attention else x
 
 
+class _Style(NamedTuple):
+    """What all steps of a neck have in common."""
+
+    convolution: Convolution
+    upsample: str
+    three_inputs: bool
+    halve: bool
+    act: str
+
+
 class _PlainStep(nn.Module):
-    """Top-down as in YOLOv8: upsample, concatenate, fuse; the deeper feature is kept as it came."""
+    """Top-down as in YOLOv8: upsample, concatenate, fuse; the deeper feature is kept as it came.
+
+    Args:
+        style: of the neck.
+        spec: the fusion.
+        channels: of the deeper feature, of the backbone's at this level, and at the level below.
+        size: height and width at this level.
+    """
 
     def __init__(
-        self, neck: Neck, spec: Fusion, channels: tuple[int, int, int], size: _Size, act: str
+        self, style: _Style, spec: Fusion, channels: tuple[int, int, int], size: _Size
     ) -> None:
         super().__init__()
         deep, skip, _ = channels
-        self.kept = deep
-        self.upsample = _Upsample(neck, deep, size)
-        self.block = fusion((deep, skip), spec, act)
+        self.upsample = _Upsample(style, deep, size)
+        self.block = fusion((deep, skip), spec, style.act)
 
     def forward(self, deep: Tensor, skip: Tensor, _lower: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the bottom-up path meets again, and the fused feature."""
@@ -74,23 +97,25 @@ class _PlainStep(nn.Module):
 class _ReducedStep(nn.Module):
     """Top-down as in YOLO-NAS: 1x1 convolutions to the fusion's width around the concatenation.
 
-    With three inputs the backbone's level below joins through a convolution of stride 2.
+    With three inputs the backbone's level below joins through a convolution of stride 2. Arguments
+    are those of `_PlainStep`.
     """
 
     def __init__(
-        self, neck: Neck, spec: Fusion, channels: tuple[int, int, int], size: _Size, act: str
+        self, style: _Style, spec: Fusion, channels: tuple[int, int, int], size: _Size
     ) -> None:
         super().__init__()
-        width = spec.channels
-        deep, skip, lower = (ConvBN((c,), (width,), 1, act=act) for c in channels)
-        self.kept = width
-        self.reduce_deep, self.reduce_skip = deep, skip
-        self.upsample = _Upsample(neck, width, size)
+        width, act = spec.channels, style.act
+        deep, skip, lower = channels
+        self.reduce_deep = ConvBN((deep,), (width,), 1, act=act)
+        self.reduce_skip = ConvBN((skip,), (width,), 1, act=act)
+        self.upsample = _Upsample(style, width, size)
         self.lower: nn.Sequential | None = None
-        if neck.three_inputs:
-            down = strided(neck.convolution, width, width, 3, act)
-            self.lower = nn.Sequential(lower, Choice(neck.convolution, down))
-        parts = 3 if neck.three_inputs else 2
+        if style.three_inputs:
+            down = strided(style.convolution, width, width, 3, act)
+            reduce = ConvBN((lower,), (width,), 1, act=act)
+            self.lower = nn.Sequential(reduce, Choice(style.convolution, down))
+        parts = 3 if style.three_inputs else 2
         self.reduce = ConvBN((width,) * parts, (width,), 1, act=act)
         self.block = fusion((width,), spec, act)
 
@@ -106,13 +131,13 @@ class _ReducedStep(nn.Module):
 class _BottomUpStep(nn.Module):
     """Stride-2 convolution of the finer feature, concatenation with the kept one, fusion."""
 
-    def __init__(self, neck: Neck, spec: Fusion, channels: tuple[int, int], act: str) -> None:
+    def __init__(self, style: _Style, spec: Fusion, channels: tuple[int, int]) -> None:
         super().__init__()
         fine, kept = channels
-        width = max(1, spec.channels // 2) if neck.halve else fine
-        self.out_channels = spec.channels
-        self.down = Choice(neck.convolution, strided(neck.convolution, fine, width, 3, act))
-        self.block = fusion((width, kept), spec, act)
+        width = max(1, spec.channels // 2) if style.halve else fine
+        down = strided(style.convolution, fine, width, 3, style.act)
+        self.down = Choice(style.convolution, down)
+        self.block = fusion((width, kept), spec, style.act)
 
     def forward(self, fine: Tensor, kept: Tensor) -> Tensor:
         output: Tensor = self.block(torch.cat([self.down(fine), kept], 1))
@@ -122,11 +147,11 @@ class _BottomUpStep(nn.Module):
 class _Upsample(nn.Module):
     """Double height and width, then crop to the size that the level has."""
 
-    def __init__(self, neck: Neck, channels: int, size: _Size) -> None:
+    def __init__(self, style: _Style, channels: int, size: _Size) -> None:
         super().__init__()
         self.size = size
         layout = (channels,)
-        self.conv = ConvTranspose2d(layout, layout) if neck.upsample == "transposed" else None
+        self.conv = ConvTranspose2d(layout, layout) if style.upsample == "transposed" else None
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.size
@@ -143,7 +168,13 @@ def _attention(architecture: Architecture) -> nn.ModuleDict:
     points = {level: getattr(architecture.attention, level) for level in channels}
     return nn.ModuleDict(
         {
-            level: GlobalAttention(channels[level], point.tokens, architecture.feature_size(level))
+            level: part(
+                f"attention.{level}",
+                GlobalAttention,
+                channels[level],
+                point.tokens,
+                architecture.feature_size(level),
+            )
             for level, point in points.items()
             if point is not None
         }

@@ -14,6 +14,8 @@ from nas.model.blocks.layers import (
     LayerNorm,
     Scale,
     Shareable,
+    part,
+    reusing,
     widest,
 )
 
@@ -84,3 +86,12 @@ def test_conv2d__equals_torch(height: int, width: int, kernel: int, stride: int)
 def test_choice__names_its_module() -> None:
     choice = Choice("conv", Conv2d((1,), (1,)))
     assert [name for name, _ in choice.named_parameters()] == ["conv.weight"]
+
+
+def test_part__is_reused_at_its_place_within_the_context_only() -> None:
+    with reusing({}):
+        first = part("here", Scale, 1.0)
+        assert part("here", Scale, 1.0) is first
+        assert part("there", Scale, 1.0) is not first
+        assert part("here", Scale, 2.0).initial == 2.0
+    assert part("here", Scale, 1.0) is not first

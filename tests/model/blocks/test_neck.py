@@ -48,7 +48,7 @@ def test_neck__upsampled_positions_lie_where_a_stride_2_convolution_saw_them(
 ) -> None:
     neck = PathAggregation(build_architecture(input=[72, 104], attention={}))
     step = neck.top_down["P3"]
-    coarse = torch.rand(1, step.kept, 5, 7)
+    coarse = torch.rand(1, 16, 5, 7)
     assert torch.equal(step.upsample(coarse)[:, :, ::2, ::2], coarse)
 
 
