@@ -23,14 +23,14 @@ from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Runtime
 from nas.results.bench import Bench
 from nas.results.delivery import Delivered, deliver, train_alone
-from nas.search.database import Database
-from nas.search.evaluation import untrained_onnx
-from nas.search.loop import search as run_search
-from nas.search.progress import Listener, Silent
-from nas.search.request import Request, Workspace, training_recipe
-from nas.search.result import StudyResult
-from nas.search.score import Score
-from nas.search.setting import open_setting
+from nas.searcher.database import Database
+from nas.searcher.evaluation import untrained_onnx
+from nas.searcher.loop import search as run_search
+from nas.searcher.progress import Listener, Silent
+from nas.searcher.request import Request, Workspace, training_recipe
+from nas.searcher.result import StudyResult
+from nas.searcher.score import Score
+from nas.searcher.setting import open_setting
 from nas.space.architecture import Architecture
 from nas.units import Budget
 

@@ -84,9 +84,9 @@ def search(
     """Search for the most accurate detector within a latency budget, and deliver it."""
     from nas.api import run, stored_request
     from nas.results.console import LiveProgress, delivered_panel, front_table, next_commands
-    from nas.search.connection import masked, parse_url
-    from nas.search.request import Request, Workspace
-    from nas.search.score import Score
+    from nas.searcher.connection import masked, parse_url
+    from nas.searcher.request import Request, Workspace
+    from nas.searcher.score import Score
 
     if resume:
         request = stored_request(study, storage, workspace)
@@ -136,7 +136,7 @@ def front(
     from nas import api
     from nas.results.console import front_table
     from nas.results.figures import front_figure, write_figure
-    from nas.search.score import Score
+    from nas.searcher.score import Score
 
     request = api.stored_request(study, storage, workspace)
     if budget is not None:
@@ -246,7 +246,7 @@ def dashboard(
 ) -> None:
     """Browse the studies in optuna-dashboard, read-only, on this machine."""
     from nas.results.dashboard import serve
-    from nas.search.request import Workspace
+    from nas.searcher.request import Workspace
 
     _out.print(f"Open http://127.0.0.1:{port}/dashboard (read-only; Ctrl-C ends it).")
     serve(storage or Workspace(workspace).database_url, port)

@@ -12,7 +12,7 @@ from nas.latency.onnx_export import check_onnx, export_onnx
 from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
-from nas.search.evaluation import score_engine
+from nas.searcher.evaluation import score_engine
 from nas.space.architecture import Candidate
 
 __all__ = ["Bench"]

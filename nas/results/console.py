@@ -26,7 +26,7 @@ from rich.text import Text
 
 from nas.model.detector import profile
 from nas.results.delivery import Delivered
-from nas.search.progress import Status
+from nas.searcher.progress import Status
 
 __all__ = ["LiveProgress", "delivered_panel", "front_table", "next_commands"]
 
@@ -145,7 +145,7 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
     """Draw a front: every number with its interval and its source.
 
     Args:
-        front: as `nas.search.loop.StudyResult.front` gives it.
+        front: as `nas.searcher.loop.StudyResult.front` gives it.
         title: printed above.
         winner: number of the trial to mark.
     """

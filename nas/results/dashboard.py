@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL, NullPool
 
 from nas.errors import InputError, MissingPackageError, StorageError
-from nas.search.connection import (
+from nas.searcher.connection import (
     create_engine,
     engine_options,
     masked,

@@ -25,11 +25,11 @@ from nas.model.detector import Detector
 from nas.results.bench import Bench
 from nas.results.bundle import Bundle, Provenance, write_bundle
 from nas.results.figures import front_figure, write_figure
-from nas.search.evaluation import AccuracyJudge
-from nas.search.progress import Listener
-from nas.search.result import StudyResult, candidate_of
-from nas.search.setting import Setting, installed_versions
-from nas.search.supernets import supernet_digest, trained_supernet
+from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.progress import Listener
+from nas.searcher.result import StudyResult, candidate_of
+from nas.searcher.setting import Setting, installed_versions
+from nas.searcher.supernets import supernet_digest, trained_supernet
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = ["Delivered", "deliver", "train_alone"]

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nas.errors import StorageError
-from nas.search.result import StudyResult
+from nas.searcher.result import StudyResult
 
 __all__ = ["front_figure", "write_figure"]
 

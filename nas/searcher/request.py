@@ -10,8 +10,8 @@ from typing import Any
 from nas.accuracy.formats import DIGITS
 from nas.accuracy.training import Recipe
 from nas.errors import InputError
-from nas.search.connection import sqlite_url
-from nas.search.score import Score
+from nas.searcher.connection import sqlite_url
+from nas.searcher.score import Score
 from nas.units import Budget
 
 __all__ = ["Request", "Workspace", "training_recipe"]
@@ -55,7 +55,7 @@ class Request:
         data: a path, or None for the embedded digits.
         space: the name of a shipped space, or a path.
         runtime: a name among the plug-ins of kind `runtimes`; None takes the hardware's own.
-        sampler: a name that `nas.search.sampler` knows.
+        sampler: a name that `nas.searcher.sampler` knows.
         evaluations: accuracy evaluations that the study shall have in the end; None takes 60, or 8
             if it is quick.
         study: its name; None takes a new one.

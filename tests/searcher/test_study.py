@@ -11,15 +11,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from nas.errors import StorageError, StudyError, UnknownNameError
-from nas.search.connection import LockedError, sqlite_path
-from nas.search.database import Database
-from nas.search.points import encode
-from nas.search.study import (
+from nas.searcher.connection import LockedError, sqlite_path
+from nas.searcher.database import Database
+from nas.searcher.study import (
     CONSTRAINTS,
     OBJECTIVES,
     Told,
@@ -130,7 +127,7 @@ def test_open_study__only_once_in_a_process(database):
 WORKER = """
 import os, sys, time
 sys.path.insert(0, {here!r})
-from nas.search.database import Database
+from nas.searcher.database import Database
 from test_study import opened
 with Database({url!r}) as database, opened(database) as study:
     study.enqueue({point!r})
@@ -354,49 +351,6 @@ def test_seen__another_budget_judges_anew(database):
 # Points
 
 
-def test_ask__orders_what_has_an_order(database):
-    with opened(database) as study:
-        proposal = study.ask()
-        kinds = {name: type(d).__name__ for name, d in proposal.trial.distributions.items()}
-    assert kinds == {
-        "width": "IntDistribution",
-        "depth (index)": "IntDistribution",
-        "ratio (index)": "IntDistribution",
-        "block": "CategoricalDistribution",
-        "attention": "CategoricalDistribution",
-    }
-    assert proposal.trial.distributions["width"].step == 8
-    assert proposal.choices["input"] == 640
-
-
-LABELS = st.one_of(
-    st.lists(st.integers(-1000, 1000), min_size=1, max_size=5, unique=True).map(sorted),
-    st.lists(st.floats(0.01, 10), min_size=1, max_size=5, unique=True).map(sorted),
-    st.lists(st.text("abcdef", min_size=1), min_size=1, max_size=5, unique=True),
-    st.just([False, True]),
-)
-
-
-@given(st.data())
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_enqueue__a_point_comes_back_as_it_was(tmp_path_factory, data):
-    parameters = data.draw(st.dictionaries(st.text("xyz", min_size=1), LABELS, min_size=1))
-    point = {name: data.draw(st.sampled_from(labels)) for name, labels in parameters.items()}
-    folder = tmp_path_factory.mktemp("enqueue")
-    with (
-        Database(f"sqlite:///{folder}/nas.db") as database,
-        opened(database, parameters=parameters) as study,
-    ):
-        study.enqueue(point)
-        choices = study.ask().choices
-    assert choices == point
-    assert {name: type(label) for name, label in choices.items()} == {
-        name: type(label) for name, label in point.items()
-    }
-
-
 def test_enqueue__anchors_come_first_and_only_once(database):
     anchors = [{name: labels[index] for name, labels in PARAMETERS.items()} for index in (0, -1)]
     for _ in range(2):
@@ -421,11 +375,6 @@ def test_enqueue__a_point_outside_the_space(database, change):
         assert not trials(study)
 
 
-def test_encode__a_choice_that_is_missing():
-    with pytest.raises(StudyError, match="width"):
-        encode({"depth": 1}, {"depth": (1, 2), "width": (1, 2)})
-
-
 # Deleting, and databases that fail
 
 
@@ -434,10 +383,13 @@ def test_delete_study__really_deletes(database):
         tell(study, "a", 0.3, 5.0)
     with opened(database, "another") as study:
         pass
+    database.add_architecture("a", space="s", text="")
+    database.add_evaluation("s", 0, architecture="a", precision="fp32", state="complete")
     database.add_front("s", 0, [], hypervolume=0.0, reference_point=(0, 10))
     delete_study(database, "s")
     assert study_names(database) == ["another"]
     assert database.fronts("s") == []
+    assert database.evaluations("s").empty
     with opened(database) as study:
         assert trials(study) == []
         assert study.seen("a") is None

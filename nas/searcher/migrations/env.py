@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection that `nas.search.database` hands over.
+"""Alembic's entry: runs the revisions on the connection that `nas.searcher.database` hands over.
 
 The version table is our own, because Optuna keeps its revision in Alembic's default one, and only
 tables called `nas_*` are looked at, because otherwise Alembic would want to drop Optuna's.
@@ -11,7 +11,7 @@ from typing import Any
 
 from alembic import context
 
-from nas.search.tables import Row
+from nas.searcher.tables import Row
 
 __all__: list[str] = []
 

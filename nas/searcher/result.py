@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nas.errors import StudyError
-from nas.search.database import Database
-from nas.search.score import Score
+from nas.searcher.database import Database
+from nas.searcher.score import Score
 from nas.space.architecture import Architecture, Candidate
 from nas.space.front import front_indices, hypervolume
 from nas.units import Budget

@@ -1,6 +1,6 @@
 """The history of our tables: `upgrade` brings a database to the newest revision.
 
-A change of `nas.search.tables` is a new file in `versions`. Alembic is configured here, in code;
+A change of `nas.searcher.tables` is a new file in `versions`. Alembic is configured here, in code;
 its version table is our own, because Optuna keeps its revision in Alembic's default one.
 """
 
@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from nas.errors import StorageError
-from nas.search.connection import exclusive
+from nas.searcher.connection import exclusive
 
 __all__ = ["SCHEMA_LOCK", "VERSION_TABLE", "upgrade"]
 
@@ -39,7 +39,7 @@ def upgrade(engine: Engine) -> None:
 
 def _config(connection: Connection) -> Config:
     config = Config()
-    config.set_main_option("script_location", "nas.search:migrations")
+    config.set_main_option("script_location", "nas.searcher:migrations")
     config.attributes["connection"] = connection
     config.attributes["version_table"] = VERSION_TABLE
     return config

@@ -7,8 +7,8 @@ import numpy as np
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.training import Progress, Recipe, train_supernet
 from nas.model.supernet import Supernet
-from nas.search.progress import Listener
-from nas.search.request import Workspace
+from nas.searcher.progress import Listener
+from nas.searcher.request import Workspace
 from nas.space.architecture import Architecture, digest_of
 from nas.space.space import SearchSpace
 

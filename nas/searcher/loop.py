@@ -16,14 +16,14 @@ from nas.accuracy.evaluate import Accuracy
 from nas.errors import EngineError, ExportError, MeasurementError, NasError, StudyError
 from nas.latency.clock import Elapsed
 from nas.latency.oracle import Latency
-from nas.search.database import State
-from nas.search.evaluation import AccuracyJudge
-from nas.search.progress import Listener, Member, Status
-from nas.search.result import StudyResult
-from nas.search.screening import check_budget
-from nas.search.setting import Setting
-from nas.search.study import Proposal, Study, Told, open_study, study_names
-from nas.search.supernets import supernet_digest, trained_supernet
+from nas.searcher.database import State
+from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.progress import Listener, Member, Status
+from nas.searcher.result import StudyResult
+from nas.searcher.screening import check_budget
+from nas.searcher.setting import Setting
+from nas.searcher.study import Proposal, Study, Told, open_study, study_names
+from nas.searcher.supernets import supernet_digest, trained_supernet
 from nas.space.architecture import Candidate
 
 __all__ = ["search"]
@@ -33,12 +33,14 @@ _MOST_REPEATS = 200  # proposals in a row that were all known: the sampler has n
 _MOST_FAILURES = 8  # candidates in a row that could not be built or measured
 
 
-def search(setting: Setting, listener: Listener) -> StudyResult:
+def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = None) -> StudyResult:
     """Search, or continue a search, and return the study.
 
     Args:
         setting: what to search, opened.
         listener: hears how it goes.
+        sampler_seed: of the sampler alone, to compare searches on one supernet; the seed of the
+            request if None.
 
     Raises:
         NasError: the budget admits nothing, the study does not fit, or the machine fails; what was
@@ -51,7 +53,7 @@ def search(setting: Setting, listener: Listener) -> StudyResult:
     status, message = "failed", ""
     try:
         check_budget(setting, listener)
-        _search(setting, name, listener)
+        _search(setting, name, listener, sampler_seed)
         status = "finished"
     except KeyboardInterrupt:
         status, message = "interrupted", "stopped by the user"
@@ -64,7 +66,7 @@ def search(setting: Setting, listener: Listener) -> StudyResult:
     return StudyResult.load(database, name, request.budget, request.score)
 
 
-def _search(setting: Setting, name: str, listener: Listener) -> None:
+def _search(setting: Setting, name: str, listener: Listener, sampler_seed: int | None) -> None:
     request = setting.request
     recipe = request.recipe()
     weights = supernet_digest(setting.space, setting.dataset, recipe)
@@ -82,7 +84,7 @@ def _search(setting: Setting, name: str, listener: Listener) -> None:
         parameters=setting.space.choices,
         fingerprint=fingerprint,
         budget=request.budget,
-        seed=request.seed,
+        seed=request.seed if sampler_seed is None else sampler_seed,
     ) as study:
         supernet = trained_supernet(
             setting.space, setting.dataset, recipe, request.workspace, listener

@@ -17,10 +17,11 @@ from nas.accuracy.formats import load_dataset
 from nas.latency.hardware import Hardware
 from nas.latency.oracle import LatencyOracle
 from nas.latency.runtimes.base import Runtime
-from nas.search.database import Database
-from nas.search.evaluation import LatencyJudge
-from nas.search.progress import Listener
-from nas.search.request import Request
+from nas.searcher.database import Database
+from nas.searcher.evaluation import LatencyJudge
+from nas.searcher.progress import Listener
+from nas.searcher.request import Request
+from nas.searcher.sampler import make_sampler
 from nas.space.architecture import Candidate
 from nas.space.space import Point, SearchSpace, load_space
 
@@ -78,6 +79,7 @@ def open_setting(request: Request, listener: Listener) -> Iterator[Setting]:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)  # two threads spin against each other when anything else runs
+    make_sampler(request.sampler, request.seed, 0)  # an unknown name costs nothing yet
     space = load_space(request.space)
     hardware = Hardware.named(request.hardware)
     runtime: Runtime = plugins.load("runtimes", request.runtime or hardware.runtime)()

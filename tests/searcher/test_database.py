@@ -20,10 +20,10 @@ from nas.errors import MissingPackageError, StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
 from nas.latency.oracle import Latency
-from nas.search.connection import LockedError, exclusive, parse_url, sqlite_path, sqlite_url
-from nas.search.database import Database
-from nas.search.migrations import VERSION_TABLE
-from nas.search.tables import LatencyRow, Row
+from nas.searcher.connection import LockedError, exclusive, parse_url, sqlite_path, sqlite_url
+from nas.searcher.database import Database
+from nas.searcher.migrations import VERSION_TABLE
+from nas.searcher.tables import LatencyRow, Row
 
 ENVIRONMENT = Environment(
     device="a CPU",
@@ -136,8 +136,8 @@ def test_database__a_newer_schema_is_refused(database, url):
 
 def test_database__four_processes_may_open_an_empty_one_at_once(url):
     code = (
-        "import os\nfrom nas.search.database import Database\n"
-        "from nas.search.study import open_storage\n"
+        "import os\nfrom nas.searcher.database import Database\n"
+        "from nas.searcher.study import open_storage\n"
         "me = os.getpid()\n"
         "children = [os.fork() for _ in range(3) if os.getpid() == me]\n"
         f"with Database({url!r}) as database, open_storage(database): pass\n"
@@ -270,8 +270,8 @@ def test_exclusive__a_name_is_held_once(database):
 
 def test_exclusive__is_released_when_its_process_is_killed(database, url):
     code = (
-        "import time; from nas.search.database import Database;"
-        f"from nas.search.connection import exclusive; database = Database({url!r})\n"
+        "import time; from nas.searcher.database import Database;"
+        f"from nas.searcher.connection import exclusive; database = Database({url!r})\n"
         "with exclusive(database.engine, 'x'): print('in', flush=True); time.sleep(99)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

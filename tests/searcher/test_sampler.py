@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 
 from nas import plugins
 from nas.errors import MissingPackageError, UnknownNameError
-from nas.search.sampler import _without_placeholders, derive_seed, make_sampler, sampler_names
+from nas.searcher.sampler import _without_placeholders, derive_seed, make_sampler, sampler_names
 
 NAMES = ("gp", "nsga2", "random", "tpe")
 SPACE = {"x": IntDistribution(0, 9), "y": IntDistribution(0, 9)}
@@ -95,7 +95,7 @@ def test_gp__takes_an_infeasible_accuracy_for_unknown():
 
 def test_gp__goes_through_our_treatment_of_infeasible_trials(monkeypatch):
     seen = []
-    monkeypatch.setattr("nas.search.sampler._without_placeholders", lambda t: seen.append(t) or t)
+    monkeypatch.setattr("nas.searcher.sampler._without_placeholders", lambda t: seen.append(t) or t)
     points(study_of("gp", 0), 12)
     assert [len(trials) for trials in seen] == [10, 11]
 
@@ -106,7 +106,7 @@ def plug_in(monkeypatch, value):
 
 
 def test_make_sampler__of_another_distribution(monkeypatch):
-    plug_in(monkeypatch, "nas.search.sampler:_random")
+    plug_in(monkeypatch, "nas.searcher.sampler:_random")
     assert sampler_names() == ("gp", "nsga2", "random", "theirs", "tpe")
     assert isinstance(make_sampler("theirs", seed=0), RandomSampler)
 

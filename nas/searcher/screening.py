@@ -10,8 +10,8 @@ import numpy as np
 
 from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
 from nas.latency.oracle import Latency
-from nas.search.progress import Listener
-from nas.search.setting import Setting
+from nas.searcher.progress import Listener
+from nas.searcher.setting import Setting
 from nas.units import Budget
 
 __all__ = ["check_budget"]

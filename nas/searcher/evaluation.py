@@ -21,7 +21,7 @@ from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Engine, Runtime
 from nas.model.detector import Detector, profile
 from nas.model.supernet import Supernet, recalibrate
-from nas.search.database import Database
+from nas.searcher.database import Database
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = [

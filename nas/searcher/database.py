@@ -27,7 +27,7 @@ from nas.errors import StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
 from nas.latency.oracle import Latency, Source
-from nas.search.connection import (
+from nas.searcher.connection import (
     BUSY_TIMEOUT_S,
     create_engine,
     masked,
@@ -35,8 +35,8 @@ from nas.search.connection import (
     sqlite_path,
     translated,
 )
-from nas.search.migrations import upgrade
-from nas.search.tables import (
+from nas.searcher.migrations import upgrade
+from nas.searcher.tables import (
     EVALUATION_COLUMNS,
     AccuracyRow,
     ArchitectureRow,
@@ -347,7 +347,7 @@ class Database:
 
         Args:
             study: name of the study.
-            values: the columns of `nas.search.tables.RunRow`; `started` and `status` have defaults.
+            values: the columns of `nas.searcher.tables.RunRow`; `started` and `status` have defaults.
         """
         running = (RunRow.study_name == study) & (RunRow.status == "running")
         row = RunRow(study_name=study, **values)

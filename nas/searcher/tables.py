@@ -5,7 +5,7 @@ becomes known after a trial is told and therefore frozen. Rows belong to a trial
 `(study_name, trial_number)` and never by a foreign key: with a foreign key to its tables, Optuna's
 `delete_study` silently does nothing. Times are UTC.
 
-A change here needs a new revision in `nas/search/migrations/versions`; a test compares the two.
+A change here needs a new revision in `nas/searcher/migrations/versions`; a test compares the two.
 """
 
 from __future__ import annotations

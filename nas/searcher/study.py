@@ -12,7 +12,7 @@ because a copied constraint could never be set again.
 violated constraint and the placeholder accuracy 0; no sampler, front or plot takes it for feasible.
 PRUNED would teach TPE the same, as it ranks violated trials by their violation in any state, but
 NSGA-II and GP learn from COMPLETE trials only, and the dashboard draws no others. The price is the
-placeholder: `nas.search.sampler` hides it from the GP, and the attribute `scored` from everybody
+placeholder: `nas.searcher.sampler` hides it from the GP, and the attribute `scored` from everybody
 else.
 
 **Another budget.** A study may be resumed under another budget. Latencies and accuracies stay true,
@@ -42,11 +42,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import StorageError, StudyError, UnknownNameError
-from nas.search.connection import LockedError, engine_options, exclusive, set_pragmas, translated
-from nas.search.database import Database
-from nas.search.migrations import SCHEMA_LOCK
-from nas.search.points import Parameters, encode, suggest
-from nas.search.sampler import make_sampler
+from nas.searcher.connection import LockedError, engine_options, exclusive, set_pragmas, translated
+from nas.searcher.database import Database
+from nas.searcher.migrations import SCHEMA_LOCK
+from nas.searcher.points import Parameters, encode, suggest
+from nas.searcher.sampler import make_sampler
 from nas.space.front import front_indices
 from nas.space.space import Label, Point
 from nas.units import Budget

@@ -8,8 +8,8 @@ import uuid
 import pytest
 import sqlalchemy
 
-from nas.search.connection import parse_url
-from nas.search.database import Database
+from nas.searcher.connection import parse_url
+from nas.searcher.database import Database
 
 
 @pytest.fixture

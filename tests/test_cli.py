@@ -1,0 +1,150 @@
+"""The command line: what a user types, and what they read when it is wrong."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from nas import cli
+from nas.space.space import load_space
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in an empty folder; return its exit code and all that it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["nas", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, re.sub(r"\s+", " ", captured.out + captured.err)
+
+    return call
+
+
+def test_spaces__lists_what_ships_with_its_size(run: Run) -> None:
+    code, text = run("spaces")
+    assert code == 0
+    assert "digits" in text
+    assert f"{load_space('digits').size:,}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--budget", "10"], ["'10'", "unit", "10ms"]),
+        (["--budget", "-3ms"], ["'-3ms'", "remedy"]),
+        (["--budget", "10 s"], ["'10 s'"]),
+        (["--budget", "99999ms"], ["99999", "10000"]),
+        (["--budget", "1ms", "--hardware", "cqu"], ["'cqu'", "'cpu'"]),
+        (["--budget", "1ms", "--space", "digitz"], ["'digitz'", "'digits'"]),
+        (["--budget", "1ms", "--space", "./nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["--budget", "1ms", "--runtime", "openvin"], ["'openvin'", "'openvino'"]),
+        (["--budget", "1ms", "--evaluations", "0"], ["at least 1", "0"]),
+        (["--budget", "1ms", "--seed", "-1"], ["-1", "0..2147483647"]),
+        (["--budget", "1ms", "--lambda", "-1"], ["lambda", "-1"]),
+        (["--budget", "1ms", "--data", "nowhere"], ["nowhere", "does not exist"]),
+        (["--budget", "1ms", "--storage", "mysqlite:///x"], ["mysqlite"]),
+        (["--budget", "1ms", "--storage", "sqlite:////proc/no/x.db"], ["/proc/no"]),
+        (["--resume"], ["no study", "nas search"]),
+        (["--resume", "--study", "x"], ["'x'"]),
+    ],
+)
+def test_search__says_rule_value_and_remedy(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    code, text = run("search", "--quick", *arguments)
+    assert code == 1
+    assert text.startswith("error:") or "error:" in text
+    for word in words:
+        assert word in text
+    assert "Traceback" not in text
+
+
+def test_search__unknown_sampler_costs_no_training(run: Run, tmp_path: Path) -> None:
+    code, text = run("search", "--quick", "--budget", "1ms", "--sampler", "tpa")
+    assert code == 1
+    assert "'tpa'" in text
+    assert "'tpe'" in text
+    assert not (tmp_path / "studies").exists()
+
+
+def test_search__needs_a_budget(run: Run) -> None:
+    code, text = run("search")
+    assert code == 2
+    assert "--budget" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.onnx", b"not a model", ["model.onnx"]),
+        ("missing.onnx", None, ["missing.onnx"]),
+        ("picture.png", b"", [".png"]),
+        ("broken.yaml", b"input: [1,", ["broken.yaml", "line"]),
+        ("other.yaml", b"a: 1\n", ["'a'"]),
+    ],
+)
+def test_measure__refuses_what_is_no_network(
+    run: Run, tmp_path: Path, name: str, content: bytes | None, words: list[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, text = run("measure", name)
+    assert code == 1
+    for word in words:
+        assert word in text
+
+
+def test_measure__an_architecture_with_interval_source_and_environment(
+    run: Run, tmp_path: Path
+) -> None:
+    space = load_space("digits")
+    architecture = space.candidate(space.anchors["min"], classes=10).architecture
+    (tmp_path / "architecture.yaml").write_text(architecture.to_yaml())
+    code, text = run("measure", "architecture.yaml")
+    assert code == 0
+    assert re.search(r"[\d.]+ ms, 95 % interval \[[\d.]+, [\d.]+\], measured", text)
+    assert "runtime: openvino" in text
+    assert "precision: fp32" in text
+
+
+@pytest.mark.parametrize("command", ["front", "export"])
+def test_stored__no_study_yet(run: Run, command: str) -> None:
+    code, text = run(command)
+    assert code == 1
+    assert "There is no study" in text
+
+
+FLAGS = {
+    "search": "--hardware --budget --data --space --runtime --sampler --evaluations --study "
+    "--resume --lambda --alpha --seed --quick --storage --workspace",
+    "front": "--study --lambda --budget --storage --workspace",
+    "export": "--study --trial --storage --workspace",
+    "measure": "--hardware --runtime --precision",
+    "train": "--data --iterations --hardware --seed --quick --workspace",
+    "spaces": "",
+    "dashboard": "--port --storage --workspace",
+}
+
+
+def test_flags__are_frozen() -> None:
+    """A new knob belongs into the recipe or the search space, unless every user needs it."""
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    found = {
+        name: {option for p in command.params for option in p.opts if option.startswith("--")}
+        for name, command in commands.items()
+    }
+    assert found == {name: set(flags.split()) for name, flags in FLAGS.items()}

@@ -1,0 +1,231 @@
+"""Whole searches on real data, real engines and real databases, at the smallest useful size."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+import nas
+from nas.api import export, front, stored_request
+from nas.errors import BudgetError, StudyError
+from nas.searcher.progress import Silent
+from nas.space.architecture import Architecture
+
+pytestmark = pytest.mark.e2e
+
+README = Path(__file__).parents[1] / "README.md"
+TINY = """\
+name: tiny
+description: Two inputs and two widths.
+choices:
+  input: [64, 96]
+  hidden: [8, 16]
+  depth: [1, 2]
+  attention: [null, {kind: sparse, tokens: 8}]
+architecture:
+  input: $input
+  stem: {channels: 8}
+  backbone:
+    P2: {block: c2f, channels: 16, hidden: 8}
+    P3: {block: qarepvgg_csp, channels: 16, hidden: $hidden, depth: $depth}
+    P4: {block: c2f, channels: 16, hidden: 8}
+    P5: {block: c2f, channels: 16, hidden: 8}
+  attention: {P4: $attention}
+  neck:
+    top_down:
+      P4: {block: c2f, channels: 16, hidden: 8}
+      P3: {block: c2f, channels: 16, hidden: 8}
+    bottom_up:
+      P4: {block: c2f, channels: 16, hidden: 8}
+      P5: {block: c2f, channels: 16, hidden: 8}
+  head: {channels: 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def found(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> nas.Found:
+    """One search that many tests look at; its budget is far above every candidate."""
+    workspace = tmp_path_factory.mktemp("studies")
+    return nas.search("50ms", space=tiny, evaluations=4, quick=True, workspace=workspace)
+
+
+def test_search__front_has_every_column_that_is_promised(found: nas.Found) -> None:
+    table = found.front
+    assert not table.empty
+    for column in ("map50_95", "map50", "parameters", "macs", "precision", "latency_source"):
+        assert table[column].notna().all()
+    assert (table["latency_low_ms"] <= table["latency_ms"]).all()
+    assert (table["latency_ms"] <= table["latency_high_ms"]).all()
+
+
+def test_search__scores_each_candidate_once(found: nas.Found) -> None:
+    complete = found.result.evaluations.query("state == 'complete'")
+    assert len(complete) >= 4
+    assert not complete.duplicated(["architecture", "precision"]).any()
+
+
+def test_bundle__architecture_loads_back_to_the_same_network(found: nas.Found) -> None:
+    path = found.folder / "architecture.yaml"
+    facts = yaml.safe_load(path.read_text())
+    assert Architecture.load(path).digest == facts["digest"]
+    assert facts["latency"]["source"] == "measured"
+    assert {one["split"] for one in facts["accuracy"]} == {"validation", "test"}
+    assert facts["provenance"]["seed"] == 0
+    assert len(facts["provenance"]["data"]["digest"]) >= 16
+
+
+def test_bundle__onnx_keeps_its_contract(found: nas.Found) -> None:
+    model = onnx.load(found.folder / "model.onnx")
+    onnx.checker.check_model(model)
+    assert [one.name for one in model.graph.input] == ["images"]
+    assert [one.name for one in model.graph.output] == ["boxes", "scores"]
+    assert model.opset_import[0].version == 19
+
+
+def test_bundle__card_says_interval_split_and_environment(found: nas.Found) -> None:
+    text = (found.folder / "card.md").read_text()
+    for words in ("95 % interval", "mAP50-95, test", "openvino", "digits", "float32 (1, 3"):
+        assert words in text
+
+
+def test_measure__the_delivered_graph_again(found: nas.Found) -> None:
+    again = nas.measure(found.folder / "model.onnx")
+    delivered = found.delivered.bundle.latency
+    # The reference is calibrated anew, so this is a loose check of the scale.
+    assert again.ms == pytest.approx(delivered.ms, rel=1)
+    assert again.source == "measured"
+
+
+def test_stored__front_is_read_back(found: nas.Found) -> None:
+    workspace = found.folder.parent
+    result = front(stored_request(found.study, None, workspace))
+    assert result.front["trial"].tolist() == found.front["trial"].tolist()
+
+
+def test_export__another_trial(found: nas.Found) -> None:
+    trial = int(found.front["trial"].iloc[-1])
+    request = stored_request(found.study, None, found.folder.parent)
+    delivered = export(request, Silent(), trial)
+    assert delivered.trial == trial
+    assert (delivered.folder / "model.onnx").exists()
+    with pytest.raises(StudyError, match="Trial 999"):
+        export(request, Silent(), 999)
+
+
+def test_resume__repeats_nothing_and_goes_on(found: nas.Found, tiny: str) -> None:
+    workspace = found.folder.parent
+    before = found.result.evaluations
+    more = nas.search(
+        "50ms", space=tiny, evaluations=6, quick=True, workspace=workspace, study=found.study
+    )
+    after = more.result.evaluations
+    assert after["trial"].tolist()[: len(before)] == before["trial"].tolist()
+    assert (after["state"] == "complete").sum() == 6
+    complete = after.query("state == 'complete'")
+    assert not complete.duplicated(["architecture", "precision"]).any()
+
+
+def test_study__another_space_is_refused_with_both_digests(found: nas.Found) -> None:
+    with pytest.raises(StudyError, match=r"space.*has '[0-9a-f]{16}', and .* '[0-9a-f]{16}'"):
+        nas.search("50ms", quick=True, workspace=found.folder.parent, study=found.study)
+
+
+def test_budget__that_nothing_meets_names_one_that_would_work(found: nas.Found, tiny: str) -> None:
+    with pytest.raises(BudgetError, match=r"fastest of .* takes [\d.]+ ms") as caught:
+        nas.search("0.001ms", space=tiny, quick=True, workspace=found.folder.parent)
+    assert re.search(r"smallest budget that would work is about [\d.]+ms", caught.value.remedy)
+
+
+def test_budget__infeasible_candidates_cost_no_accuracy(found: nas.Found, tiny: str) -> None:
+    latencies = np.sort(found.result.evaluations["latency_ms"].dropna().unique())
+    budget = f"{(latencies[0] + latencies[-1]) / 2:.4f}ms"
+    tight = nas.search(budget, space=tiny, evaluations=3, quick=True, workspace=found.folder.parent)
+    late = tight.result.evaluations.query("state == 'infeasible'")
+    assert not late.empty
+    assert late["map50_95"].isna().all()
+    assert (tight.front["latency_ms"] <= tight.result.budget.latency_ms).all()
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
+def test_search__users_data(
+    make_shapes: Callable[..., Path], tiny: str, tmp_path: Path, layout: str
+) -> None:
+    data = make_shapes(tmp_path / "data", layout)
+    searched = nas.search(
+        "50ms", data=str(data), space=tiny, evaluations=2, quick=True, workspace=tmp_path / "s"
+    )
+    assert len(searched.delivered.bundle.provenance.classes) == 3
+    assert (searched.folder / "card.md").exists()
+
+
+def test_readme__python_example_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], "README.md", "exec"), {})
+    assert "map50_95" in capsys.readouterr().out
+
+
+def test_search__killed_and_resumed(tiny: str, tmp_path: Path, found: nas.Found) -> None:
+    shutil.copytree(found.folder.parent / "cache", tmp_path / "cache")  # the supernet is trained
+    command = [
+        *(sys.executable, "-m", "nas", "search", "--quick", "--budget", "50ms", "--space", tiny),
+        *("--evaluations", "6", "--study", "killed", "--workspace", str(tmp_path)),
+    ]
+    database = tmp_path / "nas.db"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _wait_until(lambda: _complete(database) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stored = _complete(database)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert _complete(database) == 6
+    assert stored >= 2
+    with sqlite3.connect(database) as connection:
+        query = "SELECT count(*) - count(DISTINCT architecture) FROM nas_accuracies"
+        repeats = connection.execute(query + " WHERE weights = 'inherited'").fetchone()
+        running = connection.execute("SELECT count(*) FROM trials WHERE state = 'RUNNING'")
+        assert repeats == (0,)
+        assert running.fetchone() == (0,)
+
+
+def _complete(database: Path) -> int:
+    if not database.exists():
+        return 0
+    with sqlite3.connect(database, timeout=30) as connection:
+        try:
+            query = "SELECT count(*) FROM nas_evaluations WHERE state = 'complete'"
+            return int(connection.execute(query).fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # the tables are not there yet
+
+
+def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        assert process.poll() is None, (process.stderr and process.stderr.read() or b"").decode()
+        time.sleep(0.1)
+    raise AssertionError("the search did not come far enough within two minutes")
