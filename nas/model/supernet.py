@@ -146,7 +146,9 @@ class Supernet(nn.Module):
             "architectures": json.dumps(described, sort_keys=True),
             "digest": self.digest,
         }
-        tensors = {name: self.shared[_key(name)].detach().cpu() for name in self._entries}
+        tensors = {
+            name: self.shared[_key(name)].detach().cpu().contiguous() for name in self._entries
+        }
         partial = path.with_name(path.name + ".partial")
         try:
             save_file(tensors, partial, metadata)
