@@ -76,7 +76,9 @@ class Detector(nn.Module):
         """
         _check_size(images, self.architecture)
         logits, bins = self.head(self.neck(self.backbone(images)))
-        return Predictions(logits, bins, self.anchors, self.strides)
+        return Predictions(
+            logits.transpose(1, 2), bins.permute(0, 3, 1, 2), self.anchors, self.strides
+        )
 
     def deploy(self) -> DeployedDetector:
         """Return an independent copy in evaluation mode, every unit one convolution."""
@@ -96,7 +98,7 @@ class DeployedDetector(nn.Module):
         twin = copy.deepcopy(detector).eval()
         _fuse_children(twin)
         self.backbone, self.neck, self.head = twin.backbone, twin.neck, twin.head
-        steps = torch.arange(self.architecture.head.bins).to(twin.anchors)[:, None]
+        steps = torch.arange(self.architecture.head.bins).to(twin.anchors)[None]
         self.register_buffer("anchors", twin.anchors, persistent=False)
         self.register_buffer("strides", twin.strides, persistent=False)
         self.register_buffer("steps", steps, persistent=False)
@@ -111,7 +113,7 @@ class DeployedDetector(nn.Module):
         _check_size(images, self.architecture)
         logits, bins = self.head(self.neck(self.backbone(images)))
         boxes = _boxes(distances(bins, self.steps), self.anchors, self.strides)
-        return boxes, logits.sigmoid()
+        return boxes, logits.sigmoid().transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -150,14 +152,14 @@ def profile(architecture: Architecture) -> Profile:
 
 def decode(predictions: Predictions) -> Tensor:
     """Return boxes (B, A, 4), xyxy in pixels; differentiable."""
-    bins = predictions.bins
-    steps = torch.arange(bins.shape[-1], dtype=bins.dtype, device=bins.device)[:, None]
+    bins = predictions.bins.permute(0, 2, 3, 1)
+    steps = torch.arange(bins.shape[2], dtype=bins.dtype, device=bins.device)[None]
     return _boxes(distances(bins, steps), predictions.anchors, predictions.strides)
 
 
 def _boxes(sides: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
-    pixels = sides * strides[:, None]
-    return torch.cat([anchors - pixels[..., :2], anchors + pixels[..., 2:]], -1)
+    pixels, centres = sides * strides, anchors.T
+    return torch.cat([centres - pixels[:, :2], centres + pixels[:, 2:]], 1).transpose(1, 2)
 
 
 def _grid(architecture: Architecture) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,12 @@ class Stem(_Record):
     channels: _Width
     kernel: Literal[3, 6] = 3
 
+    @model_validator(mode="after")
+    def _fold_three_only(self) -> Self:
+        if self.kernel != 3 and self.convolution != "conv":
+            raise ValueError(f"{self.convolution} is a 3x3 convolution, got kernel={self.kernel}")
+        return self
+
 
 class Fusion(_Record):
     """A block that maps its input to `channels` through `depth` bottlenecks of width `hidden`.
@@ -115,6 +121,9 @@ class Fusion(_Record):
                 + (f" Did you mean {hint!r}?" if hint else "")
                 + f" Known blocks: {', '.join(known)}"
             )
+        if self.block == "c2f":
+            # It always concatenates them: one network, one description.
+            object.__setattr__(self, "concat_intermediates", False)
         return self
 
 

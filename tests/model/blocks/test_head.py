@@ -23,10 +23,10 @@ def test_head__concatenates_levels(stem: bool, depth: int, build_architecture: B
     module = Head(architecture)
     logits, bins = module(features)
     anchors = sum(architecture.tokens_at(level) for level in ("P3", "P4", "P5"))
-    assert logits.shape == (2, anchors, 3)
-    assert bins.shape == (2, anchors, 4, 5)
-    pixel = module.levels["P3"](features[0])[0][:, 12 + 3]  # row 1, column 3 of 12
-    torch.testing.assert_close(logits[:, 15], pixel)
+    assert logits.shape == (2, 3, anchors)
+    assert bins.shape == (2, 4, 5, anchors)
+    pixel = module.levels["P3"](features[0])[0][..., 12 + 3]  # row 1, column 3 of 12
+    torch.testing.assert_close(logits[..., 15], pixel)
 
 
 def test_head__starts_near_its_prior(build_architecture: Build) -> None:
@@ -46,8 +46,8 @@ def test_class_predictor__folds_its_scale() -> None:
 
 
 def test_distances__are_expectations() -> None:
-    steps = torch.arange(4.0)[:, None]
-    certain = torch.full((1, 1, 4, 4), -1e4)
-    certain[..., 2] = 0.0
-    assert torch.equal(distances(certain, steps), torch.full((1, 1, 4), 2.0))
-    assert torch.allclose(distances(torch.zeros(1, 1, 4, 4), steps), torch.tensor(1.5))
+    steps = torch.arange(4.0)[None]
+    certain = torch.full((1, 4, 4, 7), -1e4)
+    certain[:, :, 2] = 0.0
+    assert torch.equal(distances(certain, steps), torch.full((1, 4, 7), 2.0))
+    assert torch.allclose(distances(torch.zeros(1, 4, 4, 7), steps), torch.tensor(1.5))
