@@ -308,8 +308,10 @@ class _Run:
     ) -> tuple[Tensor, Objects]:
         images, annotations = self.split.resized(*size).batch(self.order(step))
         changed, annotations = self.augment(images, annotations, generator)
-        objects = Objects.of(annotations)
-        return changed.to(self.device), Objects(*(tensor.to(self.device) for tensor in objects))
+        objects = Objects(*(tensor.to(self.device) for tensor in Objects.of(annotations)))
+        # Channels last saves convolutions a tenth of their time on CPUs, and lets GPUs use theirs.
+        changed = changed.to(self.device, memory_format=torch.channels_last)
+        return changed, objects
 
     def _gradients(
         self,
@@ -406,9 +408,11 @@ def _rare_collections() -> Iterator[None]:
     """
     enabled = gc.isenabled()
     gc.disable()
+    gc.freeze()  # and what exists already is not searched at all
     try:
         yield
     finally:
+        gc.unfreeze()
         if enabled:
             gc.enable()
 
