@@ -347,7 +347,7 @@ class Database:
 
         Args:
             study: name of the study.
-            values: the columns of `nas.searcher.tables.RunRow`; `started` and `status` have defaults.
+            values: columns of `nas.searcher.tables.RunRow`; `started` and `status` have defaults.
         """
         running = (RunRow.study_name == study) & (RunRow.status == "running")
         row = RunRow(study_name=study, **values)

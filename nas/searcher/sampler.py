@@ -10,16 +10,10 @@ that takes a seed and returns an `optuna.samplers.BaseSampler`.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from nas import plugins
 from nas.errors import UnknownNameError
@@ -29,44 +23,6 @@ __all__ = ["derive_seed", "make_sampler", "sampler_names"]
 _STARTUP_TRIALS = 10
 # Optuna's generations of 50 are a large part of a typical study; with 20 it found more.
 _POPULATION = 20
-
-
-class _NeutralGPSampler(GPSampler):
-    """A GP that does not take the placeholder accuracy of an infeasible trial for a measurement.
-
-    A candidate over budget is never scored and told with accuracy 0. It is also one of the large
-    ones, so a model of accuracy that believed the 0 would shun whatever comes close to the budget,
-    which is where the best candidates are. Here it sees the mean of the feasible ones instead: that
-    it is over budget is for the model of the constraint to say.
-    """
-
-    def _sample_relative_impl(
-        self,
-        study: Study,
-        completed_trials: list[FrozenTrial],
-        running_trials: list[FrozenTrial],
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        neutral = _without_placeholders(completed_trials)
-        return super()._sample_relative_impl(study, neutral, running_trials, search_space)
-
-
-def _without_placeholders(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    measured = [trial.values[0] for trial in trials if _is_feasible(trial)]
-    if not measured:
-        return trials
-    mean = float(np.mean(measured))
-    return [trial if _is_feasible(trial) else _with_accuracy(trial, mean) for trial in trials]
-
-
-def _is_feasible(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.constraints.values())
-
-
-def _with_accuracy(trial: FrozenTrial, accuracy: float) -> FrozenTrial:
-    changed = copy.copy(trial)
-    changed.values = [accuracy, *trial.values[1:]]
-    return changed
 
 
 def _nsga2(seed: int) -> BaseSampler:
@@ -86,9 +42,7 @@ def _tpe(seed: int) -> BaseSampler:
 
 
 def _gp(seed: int) -> BaseSampler:
-    return _NeutralGPSampler(
-        n_startup_trials=_STARTUP_TRIALS, seed=seed, warn_independent_sampling=False
-    )
+    return GPSampler(n_startup_trials=_STARTUP_TRIALS, seed=seed, warn_independent_sampling=False)
 
 
 def _random(seed: int) -> BaseSampler:

@@ -9,11 +9,11 @@ left RUNNING is told FAIL and queued again, at most twice; the copy gets the par
 because a copied constraint could never be set again.
 
 **What an infeasible trial is told.** A candidate over budget is COMPLETE with its true latency, the
-violated constraint and the placeholder accuracy 0; no sampler, front or plot takes it for feasible.
-PRUNED would teach TPE the same, as it ranks violated trials by their violation in any state, but
-NSGA-II and GP learn from COMPLETE trials only, and the dashboard draws no others. The price is the
-placeholder: `nas.searcher.sampler` hides it from the GP, and the attribute `scored` from everybody
-else.
+violated constraint and the placeholder accuracy 0; no sampler, front or plot takes it for feasible,
+and the attribute `scored` tells the placeholder from a score. PRUNED would teach TPE the same, as
+it ranks violated trials by their violation in any state, but NSGA-II and GP learn from COMPLETE
+trials only (on a toy problem with 45 trials, GP then proposes three times as many infeasible
+points), and the dashboard draws no others. Telling the GP the mean instead of 0 made no difference.
 
 **Another budget.** A study may be resumed under another budget. Latencies and accuracies stay true,
 so `Study.front` and `Study.seen` judge every trial by the budget of now; a candidate that was too
@@ -30,8 +30,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import optuna
@@ -39,7 +37,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import TrialState
 
 from nas.errors import StorageError, StudyError, UnknownNameError
 from nas.searcher.connection import LockedError, engine_options, exclusive, set_pragmas, translated
@@ -47,6 +45,7 @@ from nas.searcher.database import Database
 from nas.searcher.migrations import SCHEMA_LOCK
 from nas.searcher.points import Parameters, encode, suggest
 from nas.searcher.sampler import make_sampler
+from nas.searcher.trials import PLACEHOLDER, Proposal, Told, in_range, plain, told_of
 from nas.space.front import front_indices
 from nas.space.space import Label, Point
 from nas.units import Budget
@@ -69,58 +68,10 @@ _DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 CONSTRAINTS = ("latency",)
 """All of them are set on every trial, in this order: the GP tells them apart by their position."""
 
-_PLACEHOLDER = 0.0
 _MOST_ATTEMPTS = 3  # the first, and two after a process was killed
 _MOST_FAILURES = 2
 _LONGEST_NAME = 512
-_LARGEST_ATTRIBUTE = 2000  # bytes: every attribute of every trial is read by every `get_trials`
 _LONGEST_REASON = 500
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A point to try.
-
-    Attributes:
-        number: of the trial in its study.
-        choices: choice -> label, as the search space has them.
-        attempt: 1, or more if earlier processes were killed while they tried this point.
-        trial: Optuna's.
-    """
-
-    number: int
-    choices: dict[str, Label]
-    attempt: int
-    trial: Trial = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a finished trial was told.
-
-    Attributes:
-        number: of the trial in its study.
-        digest: of the candidate.
-        choices: choice -> label.
-        latency_ms: None if the trial failed.
-        accuracy: mAP50-95; None if the candidate was never scored.
-        error: why it failed, or nothing.
-    """
-
-    number: int
-    digest: str
-    choices: dict[str, Label]
-    latency_ms: float | None
-    accuracy: float | None
-    error: str = ""
-
-    def is_feasible(self, budget: Budget) -> bool:
-        """Whether it was scored and keeps the budget."""
-        return (
-            self.latency_ms is not None
-            and self.accuracy is not None
-            and budget.admits(self.latency_ms)
-        )
 
 
 class Study:
@@ -137,7 +88,7 @@ class Study:
         self._told: dict[str, Told] = {}
         self._failures: Counter[str] = Counter()
         for trial in study.get_trials(deepcopy=False):
-            if (told := _told(trial)) is not None:
+            if (told := told_of(trial)) is not None:
                 self._remember(told)
 
     @property
@@ -243,7 +194,7 @@ class Study:
 
     def tell_failed(self, proposal: Proposal, reason: str, digest: str = "") -> None:
         """Finish a trial that gave no values; samplers do not see it."""
-        attributes: dict[str, Label] = {"error": reason[:_LONGEST_REASON]}
+        attributes: dict[str, Label] = {"error": reason[:_LONGEST_REASON] or "unknown"}
         if digest:
             attributes["architecture"] = digest
         with translated(self._url), _unless_finished():
@@ -262,8 +213,8 @@ class Study:
         attributes: Mapping[str, Label],
     ) -> None:
         """Tell a trial its values: the only way, so that none lacks a constraint."""
-        latency_ms = _in_range("latency", latency_ms, math.inf)
-        values = [_PLACEHOLDER if accuracy is None else _in_range("mAP", accuracy, 1), latency_ms]
+        latency_ms = in_range("latency", latency_ms, math.inf)
+        values = [PLACEHOLDER if accuracy is None else in_range("mAP", accuracy, 1), latency_ms]
         own: dict[str, Label] = {
             "architecture": digest,
             "budget_ms": self.budget.latency_ms,
@@ -279,15 +230,15 @@ class Study:
 
     def _describe(self, proposal: Proposal, attributes: Mapping[str, Label]) -> None:
         choices = json.dumps(proposal.choices, separators=(",", ":"))
-        plain = {name: _plain(name, value) for name, value in attributes.items()}
-        for name, value in {**plain, "choices": choices}.items():
-            proposal.trial.set_user_attr(name, value)
+        proposal.trial.set_user_attr("choices", choices)
+        for name, value in attributes.items():
+            proposal.trial.set_user_attr(name, plain(name, value))
 
     def _remember(self, told: Told) -> None:
         known = self._told.get(told.digest)
         if told.latency_ms is None:
             self._failures[told.digest] += 1
-        if known is None or _worth(told) > _worth(known):
+        if known is None or told.worth > known.worth:
             self._told[told.digest] = told
 
 
@@ -459,23 +410,6 @@ def _requeue_stale(study: optuna.Study) -> None:
             study.enqueue_trial(parameters, user_attrs=attributes)
 
 
-def _told(trial: FrozenTrial) -> Told | None:
-    digest = trial.user_attrs.get("architecture")
-    if digest is None or not trial.state.is_finished():
-        return None
-    choices = json.loads(trial.user_attrs["choices"])
-    if trial.state != TrialState.COMPLETE:
-        return Told(trial.number, digest, choices, None, None, trial.user_attrs.get("error", ""))
-    accuracy, latency_ms = trial.values
-    scored = trial.user_attrs["scored"]
-    return Told(trial.number, digest, choices, latency_ms, accuracy if scored else None)
-
-
-def _worth(told: Told) -> int:
-    """How much is known: a score is worth more than a latency, and that more than a failure."""
-    return (told.latency_ms is not None) + (told.accuracy is not None)
-
-
 @contextmanager
 def _unless_finished() -> Iterator[None]:
     """A trial that somebody finished meanwhile keeps what it was told then."""
@@ -483,30 +417,3 @@ def _unless_finished() -> Iterator[None]:
         yield
     except UpdateFinishedTrialError:
         return
-
-
-def _in_range(what: str, value: float, largest: float) -> float:
-    if not math.isfinite(value) or not 0 <= value <= largest:
-        raise StudyError(
-            f"A trial's {what} must be finite and at least 0"
-            f"{f' and at most {largest:g}' if math.isfinite(largest) else ''}, got {value!r}.",
-            "Tell the trial as failed.",
-        )
-    return float(value)
-
-
-def _plain(name: str, value: Any) -> Label:
-    """Turn a NumPy scalar into Python's; refuse what is no scalar or too large."""
-    plain = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(plain, bool | int | float | str) or (
-        isinstance(plain, float) and not math.isfinite(plain)
-    ):
-        raise StudyError(
-            f"An attribute is a finite number, a bool or a string, got {name}={value!r}."
-        )
-    if len(json.dumps(plain)) > _LARGEST_ATTRIBUTE:
-        raise StudyError(
-            f"An attribute has at most {_LARGEST_ATTRIBUTE} bytes, and {name!r} has more.",
-            "Store it in a table of the database.",
-        )
-    return plain

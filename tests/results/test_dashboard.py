@@ -15,8 +15,8 @@ from optuna_dashboard import _app
 
 from nas.errors import InputError, MissingPackageError, StorageError
 from nas.results.dashboard import application, make_dashboard_server
-from nas.search.database import Database
-from nas.search.study import delete_study, open_study
+from nas.searcher.database import Database
+from nas.searcher.study import delete_study, open_study
 from nas.units import Budget
 
 PARAMETERS = {"width": (16, 32, 48), "depth": (1, 2, 4)}
@@ -54,7 +54,7 @@ def url(searched, tmp_path):
 @contextlib.contextmanager
 def served(url, **options):
     with make_dashboard_server(url, 0, **options) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

@@ -442,6 +442,11 @@ def test_times__are_utc(database):
     assert abs(datetime.now(UTC) - row.started) < timedelta(minutes=1)
 
 
+def test_times__without_a_zone_are_refused(database):
+    with pytest.raises(StorageError, match="time zone"):
+        database.add_run("s", **run_values(), started=datetime(2026, 1, 1))
+
+
 def test_delete_study__keeps_the_caches_and_other_studies(database):
     digest = add_architecture(database)
     accuracy_id = database.add_accuracy(digest, "int8", ACCURACY, data="d")

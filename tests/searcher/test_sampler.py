@@ -6,11 +6,10 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import create_trial
 
 from nas import plugins
 from nas.errors import MissingPackageError, UnknownNameError
-from nas.searcher.sampler import _without_placeholders, derive_seed, make_sampler, sampler_names
+from nas.searcher.sampler import derive_seed, make_sampler, sampler_names
 
 NAMES = ("gp", "nsga2", "random", "tpe")
 SPACE = {"x": IntDistribution(0, 9), "y": IntDistribution(0, 9)}
@@ -73,31 +72,6 @@ def test_make_sampler__learns_the_budget(name):
     infeasible = sum(x + y > 10 for x, y in late) / len(late)
     by_chance = sum(x + y > 10 for x in range(10) for y in range(10)) / 100
     assert infeasible < 0.75 * by_chance
-
-
-def told(accuracy, latency, overshoot):
-    return create_trial(
-        values=[accuracy, latency],
-        params={"x": 1, "y": 2},
-        distributions=SPACE,
-        constraints={"latency": overshoot},
-    )
-
-
-def test_gp__takes_an_infeasible_accuracy_for_unknown():
-    trials = [told(0.2, 3.0, -7.0), told(0.4, 6.0, -4.0), told(0.0, 15.0, 5.0)]
-    neutral = _without_placeholders(trials)
-    assert [trial.values for trial in neutral] == [[0.2, 3.0], [0.4, 6.0], [pytest.approx(0.3), 15]]
-    assert trials[2].values == [0.0, 15.0]
-    assert neutral[2].constraints == trials[2].constraints
-    assert _without_placeholders(trials[2:]) == trials[2:]
-
-
-def test_gp__goes_through_our_treatment_of_infeasible_trials(monkeypatch):
-    seen = []
-    monkeypatch.setattr("nas.searcher.sampler._without_placeholders", lambda t: seen.append(t) or t)
-    points(study_of("gp", 0), 12)
-    assert [len(trials) for trials in seen] == [10, 11]
 
 
 def plug_in(monkeypatch, value):

@@ -1,0 +1,128 @@
+"""What is asked of a trial and told to it, in plain values.
+
+Optuna keeps attributes as JSON, loads all of them whenever it lists trials, and takes infinities
+for values: whatever goes into a trial passes `in_range` or `plain`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from nas.errors import StudyError
+from nas.space.space import Label
+from nas.units import Budget
+
+__all__ = ["PLACEHOLDER", "Proposal", "Told", "in_range", "plain", "told_of"]
+
+PLACEHOLDER = 0.0
+"""The accuracy that a trial is told whose candidate was never scored."""
+
+_LARGEST_ATTRIBUTE = 2000  # bytes
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to try.
+
+    Attributes:
+        number: of the trial in its study.
+        choices: choice -> label, as the search space has them.
+        attempt: 1, or more if earlier processes were killed while they tried this point.
+        trial: Optuna's.
+    """
+
+    number: int
+    choices: dict[str, Label]
+    attempt: int
+    trial: Trial = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a finished trial was told.
+
+    Attributes:
+        number: of the trial in its study.
+        digest: of the candidate.
+        choices: choice -> label.
+        latency_ms: None if the trial failed.
+        accuracy: mAP50-95; None if the candidate was never scored.
+        error: why it failed, or nothing.
+    """
+
+    number: int
+    digest: str
+    choices: dict[str, Label]
+    latency_ms: float | None
+    accuracy: float | None
+    error: str = ""
+
+    def is_feasible(self, budget: Budget) -> bool:
+        """Whether it was scored and keeps the budget."""
+        return (
+            self.latency_ms is not None
+            and self.accuracy is not None
+            and budget.admits(self.latency_ms)
+        )
+
+    @property
+    def worth(self) -> int:
+        """How much is known: a score is worth more than a latency, and that more than a failure."""
+        return (self.latency_ms is not None) + (self.accuracy is not None)
+
+
+def told_of(trial: FrozenTrial) -> Told | None:
+    """Read back what a trial was told; None if it says nothing about a candidate."""
+    digest = trial.user_attrs.get("architecture")
+    error = trial.user_attrs.get("error")
+    # Without an error, a failed trial is one whose process was killed: that is not the candidate's.
+    if digest is None or not (trial.state == TrialState.COMPLETE or error):
+        return None
+    choices = json.loads(trial.user_attrs["choices"])
+    if trial.state != TrialState.COMPLETE:
+        return Told(trial.number, digest, choices, None, None, str(error))
+    accuracy, latency_ms = trial.values
+    scored = trial.user_attrs["scored"]
+    return Told(trial.number, digest, choices, latency_ms, accuracy if scored else None)
+
+
+def in_range(what: str, value: float, largest: float) -> float:
+    """Return a value as a plain float.
+
+    Raises:
+        StudyError: it is not finite, or not between 0 and `largest`.
+    """
+    if not math.isfinite(value) or not 0 <= value <= largest:
+        raise StudyError(
+            f"A trial's {what} must be finite and at least 0"
+            f"{f' and at most {largest:g}' if math.isfinite(largest) else ''}, got {value!r}.",
+            "Tell the trial as failed.",
+        )
+    return float(value)
+
+
+def plain(name: str, value: Any) -> Label:
+    """Return an attribute as Python's own type.
+
+    Raises:
+        StudyError: it is no scalar, not finite, or too large.
+    """
+    scalar = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(scalar, bool | int | float | str) or (
+        isinstance(scalar, float) and not math.isfinite(scalar)
+    ):
+        raise StudyError(
+            f"An attribute is a finite number, a bool or a string, got {name}={value!r}."
+        )
+    if len(json.dumps(scalar)) > _LARGEST_ATTRIBUTE:
+        raise StudyError(
+            f"An attribute has at most {_LARGEST_ATTRIBUTE} bytes, and {name!r} has more.",
+            "Store it in a table of the database.",
+        )
+    return scalar
