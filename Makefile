@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## search the embedded data set on this machine's CPU
 install: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev  ## run every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .

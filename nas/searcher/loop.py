@@ -11,6 +11,8 @@ asked for, so a killed search loses the evaluation in flight and nothing else.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import EngineError, ExportError, MeasurementError, NasError, StudyError
@@ -47,26 +49,6 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             measured until then is stored.
         KeyboardInterrupt: the user stopped; likewise.
     """
-    request, database = setting.request, setting.database
-    name = request.study or _new_name(setting)
-    run = database.add_run(name, **setting.run_values())
-    status, message = "failed", ""
-    try:
-        check_budget(setting, listener)
-        _search(setting, name, listener, sampler_seed)
-        status = "finished"
-    except KeyboardInterrupt:
-        status, message = "interrupted", "stopped by the user"
-        raise
-    except NasError as error:
-        message = str(error)
-        raise
-    finally:
-        database.end_run(run, status, message)
-    return StudyResult.load(database, name, request.budget, request.score)
-
-
-def _search(setting: Setting, name: str, listener: Listener, sampler_seed: int | None) -> None:
     request = setting.request
     recipe = request.recipe()
     weights = supernet_digest(setting.space, setting.dataset, recipe)
@@ -77,15 +59,20 @@ def _search(setting: Setting, name: str, listener: Listener, sampler_seed: int |
         "runtime": setting.runtime.name,
         "supernet": weights,
     }
-    with open_study(
-        setting.database,
-        name,
-        request.sampler,
-        parameters=setting.space.choices,
-        fingerprint=fingerprint,
-        budget=request.budget,
-        seed=request.seed if sampler_seed is None else sampler_seed,
-    ) as study:
+    name = request.study or _new_name(setting)
+    with (
+        open_study(
+            setting.database,
+            name,
+            request.sampler,
+            parameters=setting.space.choices,
+            fingerprint=fingerprint,
+            budget=request.budget,
+            seed=request.seed if sampler_seed is None else sampler_seed,
+        ) as study,
+        _recorded(setting, name),
+    ):
+        check_budget(setting, listener)
         supernet = trained_supernet(
             setting.space, setting.dataset, recipe, request.workspace, listener
         )
@@ -94,6 +81,25 @@ def _search(setting: Setting, name: str, listener: Listener, sampler_seed: int |
             study.enqueue(point)
         listener.stage("Search", request.wanted)
         _Loop(setting, study, judge, listener).run()
+    return StudyResult.load(setting.database, name, request.budget, request.score)
+
+
+@contextmanager
+def _recorded(setting: Setting, study: str) -> Iterator[None]:
+    """Keep in the database that a run began, and how it ended."""
+    run = setting.database.add_run(study, **setting.run_values())
+    status, message = "failed", ""
+    try:
+        yield
+        status = "finished"
+    except KeyboardInterrupt:
+        status, message = "interrupted", "stopped by the user"
+        raise
+    except NasError as error:
+        message = str(error)
+        raise
+    finally:
+        setting.database.end_run(run, status, message)
 
 
 class _Loop:
