@@ -1,15 +1,19 @@
 """The only clock of the project: what a latency means, and how sure it is.
 
 **Ratio to a reference.** On a machine that others share, the CPU time of the same network moves by
-10 % and more with the load of its neighbours. A fixed small network, run in turns with the
-candidate, moves with it. So blocks alternate C R C R ..., each pair of blocks gives one ratio, and
+10 % and more with what its neighbours do to the caches. A fixed network, run in turns with the
+candidate, moves with it. So blocks of runs alternate C R C R ..., and
 
-    latency = median over blocks of (C_b / R_b) x R_0
+    latency = low percentile of C / low percentile of R x R_0
 
-where `C_b` and `R_b` are a low percentile of the runs in a block and `R_0` is the reference's own
-time, calibrated once per environment. The interval is a bootstrap over blocks, not over runs: runs
-within a block share one state of the machine. `R_0` scales all candidates alike and cannot change
-their order, so its error is not in a candidate's interval.
+over the samples of all blocks, where `R_0` is the reference's own time, calibrated once per
+environment. Neighbours only ever add time, so a low percentile finds what the network costs by
+itself: between processes on a busy machine it varied half as much as medians of block ratios.
+
+**The interval** is a bootstrap over blocks, not over runs, because the runs of a block share one
+state of the machine. It is narrow if most blocks saw the undisturbed network, and wide if only one
+did. It knows this process only: another process has other memory, and differs by a little more.
+`R_0` scales all candidates alike and cannot change their order, so its error is not in it.
 
 **Process CPU time** is used for engines with one thread: it does not count the time that the
 scheduler gave to somebody else. It counts *all* threads of this process, so nothing else may run
@@ -34,6 +38,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from nas.errors import InputError, MeasurementError
 
@@ -53,11 +58,15 @@ PROTOCOL = "hot"
 
 ClockName = Literal["process CPU time", "wall"]
 
+_Samples = npt.NDArray[np.float64]
+
 # Reading the clock may cost at most this share of a sample; shorter runs are timed in batches.
 _LARGEST_OVERHEAD = 0.01
 # Above this many busy CPUs, a block of a one-thread engine was not alone in its process.
 _ALONE_CPUS = 1.1
-_RESAMPLES = 1000
+# More samples per block say little more, and cost time in the bootstrap.
+_MOST_SAMPLES = 10
+_RESAMPLES = 400
 # A coarse clock stands still for many readings before it steps.
 _STEPS, _MOST_READINGS = 50, 200_000
 _PROC_STAT = Path("/proc/stat")
@@ -72,7 +81,7 @@ class Timing:
         ms: the latency, `ratio` x the calibrated reference.
         low_ms: lower end of the 95 % bootstrap interval over blocks.
         high_ms: upper end.
-        ratio: median over blocks of candidate / reference.
+        ratio: candidate / reference, each the low percentile of its samples.
         blocks: pairs of blocks that count.
         rejected: pairs of blocks that were thrown away because the process was not alone in itself.
         runs: runs of the candidate in the blocks that count.
@@ -102,7 +111,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The reference's own time per run, in ms, with its 95 % interval over blocks."""
+    """The reference's own time per run, in ms, with its 95 % bootstrap interval over blocks."""
 
     ms: float
     low_ms: float
@@ -153,11 +162,12 @@ class Timers:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Runs of one callable, back to back: the time of one, and how many CPUs the process used."""
+class _Plan:
+    """A block of one callable: so many samples of so many runs."""
 
-    ns: float
-    cpus: float
+    run: Callable[[], object]
+    samples: int
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,7 @@ class ClockSettings:
         max_blocks: pairs of blocks at most, rejected ones included.
         block_ms: how long a block runs ...
         min_samples: ... and how many samples it has at least.
-        percentile: which percentile of its samples stands for a block.
+        percentile: which percentile of all samples is the estimate.
         warmup_ms: how long each callable runs before the first block.
 
     Raises:
@@ -191,10 +201,10 @@ class ClockSettings:
 
     half_width: float = 0.02
     min_blocks: int = 8
-    max_blocks: int = 40
+    max_blocks: int = 24
     block_ms: float = 10.0
     min_samples: int = 5
-    percentile: float = 10.0
+    percentile: float = 2.0
     warmup_ms: float = 20.0
 
     def __post_init__(self) -> None:
@@ -238,7 +248,7 @@ class Clock:
         self._read_ns = _reading_cost_ns(self._now)
 
     def calibrate(self, reference: Callable[[], object]) -> Calibration:
-        """Time the reference alone.
+        """Time the reference alone, for as long as a measurement may take: it sets the scale.
 
         Args:
             reference: runs the reference once, and returns when its result is there.
@@ -246,13 +256,8 @@ class Clock:
         Raises:
             MeasurementError: other threads of this process kept disturbing.
         """
-        plan = self._plan(reference)
-
-        def block() -> tuple[float, list[_Block]]:
-            alone = self._block(reference, *plan)
-            return alone.ns / _NS_PER_MS, [alone]
-
-        return Calibration(*self._collect(block).interval)
+        series = self._collect([self._plan(reference)], self.settings.max_blocks)
+        return Calibration(*(value / _NS_PER_MS for value in series.interval))
 
     def measure(
         self,
@@ -277,13 +282,8 @@ class Clock:
         if not (math.isfinite(reference_ms) and reference_ms > 0):
             raise InputError(f"reference_ms must be a positive number, got {reference_ms:g}.")
         load = _OtherLoad(self._timers)
-        plan_c, plan_r = self._plan(candidate), self._plan(reference)
-
-        def pair() -> tuple[float, list[_Block]]:
-            blocks = [self._block(candidate, *plan_c), self._block(reference, *plan_r)]
-            return blocks[0].ns / blocks[1].ns, blocks
-
-        series = self._collect(pair)
+        plans = [self._plan(candidate), self._plan(reference)]
+        series = self._collect(plans, self.settings.min_blocks)
         ratio, low, high = series.interval
         return Timing(
             ms=ratio * reference_ms,
@@ -292,71 +292,93 @@ class Clock:
             ratio=ratio,
             blocks=series.kept,
             rejected=series.rejected,
-            runs=series.kept * plan_c[0] * plan_c[1],
+            runs=series.kept * plans[0].samples * plans[0].runs,
             protocol=PROTOCOL,
             clock=self.name,
             converged=series.converged,
             other_load=load.cpus(),
         )
 
-    def _collect(self, block: Callable[[], tuple[float, list[_Block]]]) -> _Series:
-        """Repeat blocks until the interval of their values is narrow, or they are too many."""
+    def _collect(self, plans: list[_Plan], min_blocks: int) -> _Series:
+        """Run the plans in turns until the interval is narrow, or the blocks are too many."""
         settings = self.settings
-        values: list[float] = []
+        blocks: list[list[_Samples]] = []  # per plan, the samples of the blocks that count
         cpus: list[float] = []
         interval = (math.nan, -math.inf, math.inf)
         converged = False
         while len(cpus) < settings.max_blocks and not converged:
-            value, parts = block()
-            cpus.append(max(part.cpus for part in parts))
-            if self.name == "wall" or cpus[-1] <= _ALONE_CPUS:
-                values.append(value)
-            if len(values) >= settings.min_blocks:
-                interval = self._interval(values)
+            turn, used = self._turn(plans)
+            cpus.append(used)
+            if self.name == "wall" or used <= _ALONE_CPUS:
+                blocks.append(turn)
+            if len(blocks) >= min_blocks:
+                interval = self._interval(blocks)
                 converged = _half_width(interval) <= settings.half_width
-        if len(values) < settings.min_blocks:
+        if len(blocks) < settings.min_blocks:
             raise MeasurementError(
-                f"A one-thread engine must be alone in its process: it was in {len(values)} of "
+                f"A one-thread engine must be alone in its process: it was in {len(blocks)} of "
                 f"{len(cpus)} blocks, and the median block kept {np.median(cpus):.1f} CPUs busy.",
                 "Stop the other threads of this process, or build the engine with more threads.",
             )
-        return _Series(interval, len(values), len(cpus) - len(values), converged)
+        if not converged:
+            interval = self._interval(blocks)
+        return _Series(interval, len(blocks), len(cpus) - len(blocks), converged)
 
-    def _plan(self, run: Callable[[], object]) -> tuple[int, int]:
-        """Warm up; return samples per block and runs per sample."""
+    def _plan(self, run: Callable[[], object]) -> _Plan:
+        """Warm up, and divide a block into samples that are long enough for the clock."""
         run()  # the first run allocates: it warms up, and says nothing about the next ones
-        start, runs, elapsed = self._now(), 0, 0
+        start, count, elapsed = self._now(), 0, 0
         warmup_ns = max(self.settings.warmup_ms * _NS_PER_MS, 10 * self._read_ns)
         while elapsed < warmup_ns:
             run()
-            runs += 1
+            count += 1
             elapsed = self._now() - start
-        run_ns = elapsed / runs
-        per_sample = math.ceil(self._read_ns / _LARGEST_OVERHEAD / run_ns) or 1
+        run_ns = elapsed / count
         block_ns = self.settings.block_ms * _NS_PER_MS
-        samples = round(block_ns / (per_sample * run_ns))
-        return max(self.settings.min_samples, samples), per_sample
+        shortest_ns = max(block_ns / _MOST_SAMPLES, self._read_ns / _LARGEST_OVERHEAD)
+        runs = max(1, round(shortest_ns / run_ns))
+        samples = round(block_ns / (runs * run_ns))
+        return _Plan(run, min(max(samples, self.settings.min_samples), _MOST_SAMPLES), runs)
 
-    def _block(self, run: Callable[[], object], samples: int, per_sample: int) -> _Block:
-        """Run `samples` x `per_sample` times; the low percentile of the time per run."""
-        now = self._now
-        durations = np.empty(samples)
-        cpu, wall = self._timers.cpu_ns(), self._timers.wall_ns()
-        for index in range(samples):
+    def _turn(self, plans: list[_Plan]) -> tuple[list[_Samples], float]:
+        """One block of each plan; their samples, and how many CPUs the process used at most."""
+        turn, most = [], 0.0
+        for plan in plans:
+            cpu, wall = self._timers.cpu_ns(), self._timers.wall_ns()
+            turn.append(self._block(plan))
+            cpu, wall = self._timers.cpu_ns() - cpu, self._timers.wall_ns() - wall
+            most = max(most, cpu / max(wall, 1))
+        return turn, most
+
+    def _block(self, plan: _Plan) -> _Samples:
+        """Time the plan's samples back to back; (samples,) ns per run."""
+        now, run, runs = self._now, plan.run, plan.runs
+        durations = np.empty(plan.samples)
+        for index in range(plan.samples):
             start = now()
-            for _ in range(per_sample):
+            for _ in range(runs):
                 run()
             durations[index] = now() - start
-        cpu, wall = self._timers.cpu_ns() - cpu, self._timers.wall_ns() - wall
-        low = float(np.percentile(durations, self.settings.percentile))
-        return _Block(max(low - self._read_ns, 1.0) / per_sample, cpu / max(wall, 1))
+        samples: _Samples = np.maximum(durations - self._read_ns, 1.0) / runs
+        return samples
 
-    def _interval(self, values: list[float]) -> tuple[float, float, float]:
-        """Median of block values, and its 95 % percentile-bootstrap interval."""
-        rng = np.random.default_rng(self._seed)
-        draws = rng.choice(values, size=(_RESAMPLES, len(values)))
-        low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-        middle = float(np.median(values))
+    def _interval(self, blocks: list[list[_Samples]]) -> tuple[float, float, float]:
+        """Estimate over all blocks, and its 95 % percentile-bootstrap interval over blocks.
+
+        The estimate is a low percentile of the first plan's samples, divided by that of the second
+        one's if there are two.
+        """
+        draws = np.random.default_rng(self._seed).integers(
+            len(blocks), size=(_RESAMPLES, len(blocks))
+        )
+        draws = np.concatenate([np.arange(len(blocks))[None], draws])  # row 0: as it happened
+        lows = []
+        for samples in zip(*blocks, strict=True):
+            drawn = np.stack(samples)[draws].reshape(len(draws), -1)
+            lows.append(np.percentile(drawn, self.settings.percentile, axis=1))
+        estimates = lows[0] / lows[1] if len(lows) > 1 else lows[0]
+        middle = float(estimates[0])
+        low, high = np.percentile(estimates[1:], [2.5, 97.5])
         return middle, min(float(low), middle), max(float(high), middle)
 
 
