@@ -67,6 +67,4 @@ class Bench:
         Raises:
             DatasetError: the split has no object to find.
         """
-        return score_engine(
-            detector, candidate, self.runtime, split, weights=weights, interval=True
-        )
+        return score_engine(detector, candidate, self.runtime, split, weights=weights)

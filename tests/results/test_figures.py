@@ -25,6 +25,8 @@ def result() -> StudyResult:
             "latency_high_ms": [0.55, 0.95, 2.1],
             "latency_source": ["measured", "cached", "measured"],
             "map50_95": [0.3, 0.5, None],
+            "map50_95_low": [0.28, 0.47, None],
+            "map50_95_high": [0.33, 0.52, None],
             "map50": [0.4, 0.6, None],
         }
     )
@@ -45,6 +47,7 @@ def test_front_figure__draws_intervals_budget_and_what_was_never_scored(
     ]
     bars = figure.data[1].error_x
     assert list(bars.array) == pytest.approx([0.05, 0.05])
+    assert list(figure.data[1].error_y.array) == pytest.approx([0.03, 0.02])
     assert figure.layout.shapes[0].x0 == 1.0
 
 
