@@ -42,7 +42,7 @@ class Bench:
         """
         height, width = candidate.architecture.input
         deployed = detector.deploy()
-        onnx = export_onnx(deployed, height, width)
+        onnx = export_onnx(deployed, height, width, slim=True)
         images = self.dataset.validation.resized(height, width).images[:_CHECKED_IMAGES]
         for image in images:
             check_onnx(onnx, deployed, image[None].astype(np.float32) / 255)

@@ -69,7 +69,9 @@ def test_augmentation__objects_that_leave_are_dropped() -> None:
 def test_augmentation__light_and_contrast_stay_in_range() -> None:
     image, objects = _square((8, 8, 56, 40))
     augment = Augmentation(zoom=0, shift=0, light=0.5, contrast=0.5)
-    changed, _ = augment((image // 2).expand(16, -1, -1, -1), [objects] * 16, np.random.default_rng(2))
+    changed, _ = augment(
+        (image // 2).expand(16, -1, -1, -1), [objects] * 16, np.random.default_rng(2)
+    )
     assert changed.min() >= 0
     assert changed.max() <= 1
     assert len({float(each.mean()) for each in changed}) == 16

@@ -79,7 +79,7 @@ def test_neighbours__differ_in_one_choice(digits: SearchSpace, seed: int) -> Non
 
 def test_contains__not_what_lies_outside(digits: SearchSpace) -> None:
     inside = digits.candidate(digits.anchors["min"], CLASSES)
-    data = inside.architecture.model_copy(update={"activation": "silu"})
+    data = inside.architecture.model_copy(update={"activation": "relu"})
     assert digits.contains(inside)
     assert not digits.contains(inside.model_copy(update={"architecture": data}))
 
