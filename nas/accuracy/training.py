@@ -77,7 +77,7 @@ class Recipe:
 
     iterations: int = 1200
     batch_size: int = 16
-    peak_lr: float = 5e-3
+    peak_lr: float = 0.01
     final_lr: float = 0.02
     warmup: float = 0.05
     weight_decay: float = 0.02
@@ -85,11 +85,11 @@ class Recipe:
     ema_decay: float = 0.99
     ema_ramp: float = 0.1
     rule: Rule = "uniform"
-    largest_only: float = 0.0
-    zoom: float = 0.15
-    shift: float = 0.1
-    light: float = 0.2
-    contrast: float = 0.2
+    largest_only: float = 0.25
+    zoom: float = 0.1
+    shift: float = 0.05
+    light: float = 0.1
+    contrast: float = 0.1
     flip: bool = False
     loss: LossWeights = field(default_factory=LossWeights)
     topk: int = 8
