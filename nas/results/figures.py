@@ -12,6 +12,8 @@ from nas.searcher.result import StudyResult
 
 __all__ = ["front_figure", "write_figure"]
 
+# Round latencies in ms from a microsecond to ten seconds, close enough for any part of the axis.
+_TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 1.5, 2, 2.5, 3, 4, 5, 7)]
 _GREY, _BLUE, _GREEN, _RED = "#9aa5b1", "#1f6feb", "#1a7f37", "#cf222e"
 
 
@@ -19,13 +21,14 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
     """Draw accuracy over latency: every candidate with its interval, the front, the budget."""
     figure = go.Figure()
     scored, front = result.scored, result.front.sort_values("latency_ms")
+    floor = _floor(scored)
     table = result.evaluations
     late = table[table["state"] == "infeasible"].drop_duplicates("architecture")
     if not late.empty:
         figure.add_trace(
             go.Scatter(
                 x=late["latency_ms"],
-                y=[0.0] * len(late),
+                y=[floor] * len(late),  # they have no accuracy: they stand on the axis
                 mode="markers",
                 name=f"over budget, never scored ({len(late)})",
                 marker={"symbol": "x", "color": _GREY, "size": 7},
@@ -48,16 +51,22 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
     chosen = scored[scored["trial"] == winner]
     if not chosen.empty:
         figure.add_trace(_points(chosen, f"winner: trial {winner}", _GREEN, 15, "star"))
-    figure.add_vline(
-        x=result.budget.latency_ms,
-        line={"color": _RED, "dash": "dash"},
-        annotation_text=f"budget {result.budget}",
-        annotation_position="bottom right",
+    ceiling = float(scored["map50_95_high"].max()) if len(scored) else 1.0
+    figure.add_trace(
+        go.Scatter(
+            x=[result.budget.latency_ms] * 2,
+            y=[floor, ceiling],
+            mode="lines",
+            name=f"budget {result.budget}",
+            line={"color": _RED, "dash": "dash"},
+            hoverinfo="skip",
+        )
     )
+    figure.update_xaxes(type="log", tickvals=_TICKS, ticktext=[f"{tick:g}" for tick in _TICKS])
     figure.update_layout(
         title=f"{result.study}: accuracy over latency",
-        xaxis_title="latency, ms (bars: 95 % interval)",
-        yaxis_title="mAP50-95 on validation, inherited weights",
+        xaxis_title="latency, ms, log scale (bars: 95 % interval)",
+        yaxis_title="mAP50-95 on validation, inherited weights (bars: 95 % interval)",
         template="plotly_white",
         legend={"x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
         width=960,
@@ -77,6 +86,14 @@ def write_figure(figure: go.Figure, path: Path) -> None:
         figure.write_html(path, include_plotlyjs=True)
     except OSError as error:
         raise StorageError(f"The figure {path} cannot be written: {error.strerror}.") from error
+
+
+def _floor(scored: pd.DataFrame) -> float:
+    """Return an mAP a little below every scored candidate, where nothing else is drawn."""
+    if scored.empty:
+        return 0.0
+    lowest, highest = scored["map50_95"].min(), scored["map50_95"].max()
+    return max(0.0, float(lowest - 0.15 * max(highest - lowest, 0.02)))
 
 
 def _points(

@@ -44,15 +44,16 @@ def test_front_figure__draws_intervals_budget_and_what_was_never_scored(
         None,
         "front (2)",
         "winner: trial 1",
+        "budget 1ms",
     ]
     bars = figure.data[1].error_x
     assert list(bars.array) == pytest.approx([0.05, 0.05])
     assert list(figure.data[1].error_y.array) == pytest.approx([0.03, 0.02])
-    assert figure.layout.shapes[0].x0 == 1.0
+    assert set(figure.data[-1].x) == {1.0}
 
 
 def test_front_figure__the_source_is_one_hover_away(result: StudyResult) -> None:
-    points = front_figure(result).data[-1]
+    points = front_figure(result).data[-2]
     assert {row[1] for row in points.customdata} == {"measured", "cached"}
     assert "customdata[1]" in points.hovertemplate
 
