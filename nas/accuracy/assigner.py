@@ -79,7 +79,7 @@ class TaskAlignedAssigner:
         InputError: `topk` below 1, or a negative exponent.
     """
 
-    alpha: float = 0.5
+    alpha: float = 1.0
     beta: float = 6.0
     topk: int = 8
 

@@ -4,15 +4,18 @@
 trains the largest, the smallest and one random subnet and adds their gradients (Yu et al., BigNAS,
 ECCV 2020): three times the cost of a step for one update, which short schedules cannot afford;
 `benchmarks/supernet_sampling.py` compares them at equal cost. Before either, the first steps may
-train the largest subnet alone, which lifts all shared weights at the price of one network.
+train the largest subnet alone, at one input size: classes only begin to be told apart when the same
+network sees them step after step, and it lifts the weights that all others share.
 
 All subnets of a step share its input size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,6 +24,8 @@ from nas.errors import InputError
 from nas.space.architecture import LEVELS, Architecture
 
 __all__ = ["Rule", "Sample", "Subnets", "at_input"]
+
+_DRAWS = 101  # of input sizes, to find their median
 
 Rule = Literal["uniform", "sandwich"]
 Sample = Callable[[np.random.Generator], Architecture]
@@ -33,7 +38,7 @@ class Subnets:
     Args:
         rule: see the module.
         sample: draws a subnet, its input size included.
-        largest: trained alone in the warm-up, at every input size that `sample` draws.
+        largest: trained alone in the warm-up, at the median input size of what `sample` draws.
         smallest: needed by `sandwich`.
         warmup: number of steps at the start that train only the largest.
 
@@ -55,9 +60,9 @@ class Subnets:
 
     def __call__(self, step: int, generator: np.random.Generator) -> tuple[Architecture, ...]:
         """Return the subnets of a step, counted from 0; all have one input size."""
-        drawn = self.sample(generator)
         if step < self.warmup:
-            return (at_input(self.largest, drawn.input),)
+            return (self._first,)
+        drawn = self.sample(generator)
         if self.smallest is None or self.rule == "uniform":
             return (drawn,)
         return (
@@ -65,6 +70,12 @@ class Subnets:
             at_input(self.smallest, drawn.input),
             drawn,
         )
+
+    @cached_property
+    def _first(self) -> Architecture:
+        generator = np.random.default_rng(0)
+        sizes = [self.sample(generator).input for _ in range(_DRAWS)]
+        return at_input(self.largest, sorted(sizes, key=math.prod)[_DRAWS // 2])
 
 
 def at_input(architecture: Architecture, size: tuple[int, int]) -> Architecture:

@@ -66,7 +66,7 @@ class Recipe:
         largest_only: share of the iterations, at the start, that train only the largest subnet.
         zoom, shift, light, contrast, flip: see `Augmentation`.
         loss: weights of its parts.
-        topk: anchors per object, at most.
+        alpha, beta, topk: see `TaskAlignedAssigner`.
         amp: `bf16`, `off`, or `auto`: bf16 where the hardware computes it natively.
         checkpoint_every: iterations between checkpoints; it does not change the weights.
         seed: of data order, subnets and augmentation.
@@ -92,6 +92,8 @@ class Recipe:
     contrast: float = 0.1
     flip: bool = False
     loss: LossWeights = field(default_factory=LossWeights)
+    alpha: float = 1.0
+    beta: float = 6.0
     topk: int = 8
     amp: Literal["auto", "bf16", "off"] = "auto"
     checkpoint_every: int = 100
@@ -256,7 +258,8 @@ class _Run:
         ramp = max(recipe.ema_ramp * recipe.iterations, 1.0)
         self.average = WeightAverage(network, recipe.ema_decay, ramp)
         self.counters = Counters()
-        self.criterion = DetectionLoss(recipe.loss, TaskAlignedAssigner(topk=recipe.topk))
+        assigner = TaskAlignedAssigner(recipe.alpha, recipe.beta, recipe.topk)
+        self.criterion = DetectionLoss(recipe.loss, assigner)
         self.augment = Augmentation(
             recipe.zoom, recipe.shift, recipe.light, recipe.contrast, recipe.flip
         )

@@ -138,7 +138,9 @@ def test_assigner__best_anchor_reaches_the_best_overlap() -> None:
     anchors = torch.tensor([[5.0, 5.0], [15.0, 5.0]])
     boxes = torch.tensor([[[0.0, 0.0, 20.0, 10.0], [0.0, 0.0, 10.0, 10.0]]])
     scores = torch.tensor([[[0.25], [1.0]]])
-    found = _assign((scores, boxes, anchors, _objects([(0, [0.0, 0.0, 20.0, 10.0])])), beta=1.0)
+    found = _assign(
+        (scores, boxes, anchors, _objects([(0, [0.0, 0.0, 20.0, 10.0])])), alpha=0.5, beta=1.0
+    )
     # Alignments are 0.25^0.5 * 1 and 1 * 0.5: equal, so both reach the largest overlap.
     assert found.quality[0].tolist() == pytest.approx([1.0, 1.0])
 

@@ -246,6 +246,13 @@ def test_subnets__of_a_step(rule: Any, step: int, expected: int) -> None:
         assert chosen[0] == at_input(LARGEST, chosen[0].input)
 
 
+def test_subnets__warm_up_at_the_median_input() -> None:
+    sizes = iter([32] * 30 + [64] * 40 + [96] * 31)
+    subnets = Subnets("uniform", lambda _: _architecture(4, next(sizes)), LARGEST, warmup=9)
+    for step in range(9):
+        assert subnets(step, np.random.default_rng(step)) == (_architecture(8, 64),)
+
+
 def test_subnets__sandwich_needs_a_smallest() -> None:
     with pytest.raises(InputError, match="smallest"):
         Subnets("sandwich", _sample, LARGEST)
