@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -68,7 +69,11 @@ def search(
         str | None, typer.Option(help="Name; an existing study is continued.", show_default="new")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the latest study, or --study, as it was.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the latest study, or --study; --budget, --evaluations change.",
+        ),
     ] = False,
     lambda_: Annotated[
         float, typer.Option("--lambda", help="Score = mAP - lambda x latency in ms.")
@@ -90,6 +95,11 @@ def search(
 
     if resume:
         request = stored_request(study, storage, workspace)
+        # What a study is about stays; how far it goes and what it must keep may change.
+        if budget is not None:
+            request = dataclasses.replace(request, budget=Budget.parse(budget))
+        if evaluations is not None:
+            request = dataclasses.replace(request, evaluations=evaluations)
     else:
         if budget is None:
             raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
@@ -131,8 +141,6 @@ def front(
     workspace: WorkspaceOption = _WORKSPACE,
 ) -> None:
     """Print the front of a stored study, and draw it as HTML."""
-    import dataclasses
-
     from nas import api
     from nas.results.console import front_table
     from nas.results.figures import front_figure, write_figure
