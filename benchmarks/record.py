@@ -15,13 +15,23 @@ from nas.searcher.setting import installed_versions
 RESULTS = Path(__file__).with_name("results")
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(RESULTS.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+# Asked when the script starts: the checkout may move on while it runs.
+_COMMIT = _git("rev-parse", "--short=12", "HEAD")
+_CHANGED = bool(_git("status", "--porcelain", "--", "nas", "search_spaces"))
+
+
 def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write `results/<name>.json`, and return its path."""
     result = {
         "benchmark": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "changed_since": bool(_git("status", "--porcelain", "--", "nas", "search_spaces")),
+        "commit": _COMMIT,
+        "changed_since": _CHANGED,
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()},
         "versions": installed_versions(),
         **figures,
@@ -30,8 +40,3 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(RESULTS.parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
