@@ -11,15 +11,16 @@ from nas.errors import NasError
 from nas.units import Budget
 
 if TYPE_CHECKING:
-    from nas.api import Found, measure, search
+    from nas.api import Found, measure, resume, search
     from nas.space.architecture import Architecture
 
-__all__ = ["Architecture", "Budget", "Found", "NasError", "measure", "search"]
+__all__ = ["Architecture", "Budget", "Found", "NasError", "measure", "resume", "search"]
 
 _LAZY = {
     "Architecture": "nas.space.architecture",
     "Found": "nas.api",
     "measure": "nas.api",
+    "resume": "nas.api",
     "search": "nas.api",
 }
 

@@ -34,7 +34,7 @@ from nas.searcher.setting import open_setting
 from nas.space.architecture import Architecture
 from nas.units import Budget
 
-__all__ = ["Found", "export", "front", "measure", "run", "search", "stored_request", "train"]
+__all__ = ["Found", "export", "front", "measure", "resume", "search", "stored_request", "train"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def search(
     """
     request = Request(
         hardware=hardware,
-        budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
+        budget=_budget(budget),
         data=data,
         space=space,
         runtime=runtime,
@@ -123,14 +123,39 @@ def search(
         seed=seed,
         quick=quick,
     )
-    return run(request, listener or Silent())
+    return _run(request, listener)
 
 
-def run(request: Request, listener: Listener) -> Found:
-    """Do what a request asks; raises like `search`."""
-    with open_setting(request, listener) as setting:
-        result = run_search(setting, listener)
-        return Found(result, deliver(setting, result, listener))
+def resume(
+    study: str | None = None,
+    *,
+    budget: str | Budget | None = None,
+    evaluations: int | None = None,
+    storage: str | None = None,
+    workspace: str | Path = "studies",
+    listener: Listener | None = None,
+) -> Found:
+    """Continue a stored search as it was asked for, and deliver its winner.
+
+    Args:
+        study: name; the latest if None.
+        budget: another bound than then.
+        evaluations: another number than then.
+        storage: as in `search`.
+        workspace: as in `search`.
+        listener: hears how it goes.
+
+    Raises:
+        StudyError: there is no such study.
+        NasError: as in `search`.
+    """
+    request = stored_request(study, storage, Path(workspace))
+    # What a study is about stays; how far it goes and what it must keep may change.
+    if budget is not None:
+        request = dataclasses.replace(request, budget=_budget(budget))
+    if evaluations is not None:
+        request = dataclasses.replace(request, evaluations=evaluations)
+    return _run(request, listener)
 
 
 def front(request: Request) -> StudyResult:
@@ -267,3 +292,14 @@ def _load(database: Database, request: Request) -> StudyResult:
             "Look at its name, or search first.",
         )
     return result
+
+
+def _run(request: Request, listener: Listener | None) -> Found:
+    listener = listener or Silent()
+    with open_setting(request, listener) as setting:
+        result = run_search(setting, listener)
+        return Found(result, deliver(setting, result, listener))
+
+
+def _budget(budget: str | Budget) -> Budget:
+    return budget if isinstance(budget, Budget) else Budget.parse(budget)

@@ -87,44 +87,48 @@ def search(
     workspace: WorkspaceOption = _WORKSPACE,
 ) -> None:
     """Search for the most accurate detector within a latency budget, and deliver it."""
-    from nas.api import run, stored_request
+    from nas import api
     from nas.results.console import LiveProgress, delivered_panel, front_table, next_commands
     from nas.searcher.connection import masked, parse_url
-    from nas.searcher.request import Request, Workspace
-    from nas.searcher.score import Score
+    from nas.searcher.request import Workspace
 
-    if resume:
-        request = stored_request(study, storage, workspace)
-        # What a study is about stays; how far it goes and what it must keep may change.
-        if budget is not None:
-            request = dataclasses.replace(request, budget=Budget.parse(budget))
-        if evaluations is not None:
-            request = dataclasses.replace(request, evaluations=evaluations)
-    else:
-        if budget is None:
-            raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
-        request = Request(
-            hardware=hardware,
-            budget=Budget.parse(budget),
-            data=data,
-            space=space,
-            runtime=runtime,
-            sampler=sampler,
-            evaluations=evaluations,
-            study=study,
-            storage=storage,
-            workspace=Workspace(workspace),
-            score=Score(alpha, lambda_),
-            seed=seed,
-            quick=quick,
-        )
+    if budget is None and not resume:
+        raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
     options = _repeated(storage, workspace)
-    with LiveProgress(_out) as progress, _told_how_to_resume(request.study, options):
-        found = run(request, progress)
-    title = f"Front of {found.study} under {request.budget}, by {request.score}"
+    with LiveProgress(_out) as progress, _told_how_to_resume(study, options):
+        if resume or budget is None:
+            found = api.resume(
+                study,
+                budget=budget,
+                evaluations=evaluations,
+                storage=storage,
+                workspace=workspace,
+                listener=progress,
+            )
+        else:
+            found = api.search(
+                budget,
+                hardware=hardware,
+                data=data,
+                space=space,
+                runtime=runtime,
+                sampler=sampler,
+                evaluations=evaluations,
+                study=study,
+                storage=storage,
+                workspace=workspace,
+                alpha=alpha,
+                beta=lambda_,
+                seed=seed,
+                quick=quick,
+                listener=progress,
+            )
+    result = found.result
+    title = f"Front of {found.study} under {result.budget}, by {result.score}"
     _out.print(front_table(found.front, title, found.delivered.trial))
     _out.print(delivered_panel(found.delivered))
-    _out.print(f"Studies: {masked(parse_url(request.url))}", highlight=False)
+    url = storage or Workspace(workspace).database_url
+    _out.print(f"Studies: {masked(parse_url(url))}", highlight=False)
     _out.print(next_commands(found.study, found.folder, options), highlight=False)
 
 

@@ -131,12 +131,10 @@ def test_export__another_trial(found: nas.Found) -> None:
         export(request, Silent(), 999)
 
 
-def test_resume__repeats_nothing_and_goes_on(found: nas.Found, tiny: str) -> None:
+def test_resume__repeats_nothing_and_goes_on(found: nas.Found) -> None:
     workspace = found.folder.parent
     before = found.result.evaluations
-    more = nas.search(
-        "50ms", space=tiny, evaluations=6, quick=True, workspace=workspace, study=found.study
-    )
+    more = nas.resume(found.study, evaluations=6, workspace=workspace)
     after = more.result.evaluations
     assert after["trial"].tolist()[: len(before)] == before["trial"].tolist()
     assert (after["state"] == "complete").sum() == 6

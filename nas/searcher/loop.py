@@ -73,6 +73,8 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         _recorded(setting, name),
     ):
         check_budget(setting, listener)
+        if request.workspace.supernet(weights).exists():
+            listener.say("The supernet of this space, data and recipe is trained already.")
         supernet = trained_supernet(
             setting.space, setting.dataset, recipe, request.workspace, listener
         )

@@ -32,7 +32,6 @@ def trained_supernet(
     """
     path = workspace.supernet(supernet_digest(space, dataset, recipe))
     if path.exists():
-        listener.say(f"The supernet is trained already: {path}")
         return Supernet.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     classes = len(dataset.classes)
