@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import nas
-from nas.api import export, front, stored_request
+from nas.api import export, front, stored_request, train
 from nas.errors import BudgetError, StudyError
 from nas.searcher.progress import Silent
 from nas.space.architecture import Architecture
@@ -161,6 +161,15 @@ def test_budget__infeasible_candidates_cost_no_accuracy(found: nas.Found, tiny: 
     assert not late.empty
     assert late["map50_95"].isna().all()
     assert (tight.front["latency_ms"] <= tight.result.budget.latency_ms).all()
+
+
+def test_train__an_architecture_on_its_own(found: nas.Found, tmp_path: Path) -> None:
+    path = found.folder / "architecture.yaml"
+    delivered = train(path, iterations=20, quick=True, workspace=tmp_path)
+    assert delivered.trial is None
+    assert {one.weights for one in delivered.bundle.accuracies} == {"trained"}
+    assert {one.split for one in delivered.bundle.accuracies} == {"validation", "test"}
+    assert Architecture.load(delivered.folder / "architecture.yaml") == Architecture.load(path)
 
 
 @pytest.mark.parametrize("layout", ["coco", "yolo"])
