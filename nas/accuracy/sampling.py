@@ -21,9 +21,9 @@ from typing import Literal
 import numpy as np
 
 from nas.errors import InputError
-from nas.space.architecture import LEVELS, Architecture
+from nas.space.architecture import Architecture
 
-__all__ = ["Rule", "Sample", "Subnets", "at_input"]
+__all__ = ["Rule", "Sample", "Subnets"]
 
 _DRAWS = 101  # of input sizes, to find their median
 
@@ -66,8 +66,8 @@ class Subnets:
         if self.smallest is None or self.rule == "uniform":
             return (drawn,)
         return (
-            at_input(self.largest, drawn.input),
-            at_input(self.smallest, drawn.input),
+            self.largest.at_input(drawn.input),
+            self.smallest.at_input(drawn.input),
             drawn,
         )
 
@@ -75,18 +75,4 @@ class Subnets:
     def _first(self) -> Architecture:
         generator = np.random.default_rng(0)
         sizes = [self.sample(generator).input for _ in range(_DRAWS)]
-        return at_input(self.largest, sorted(sizes, key=math.prod)[_DRAWS // 2])
-
-
-def at_input(architecture: Architecture, size: tuple[int, int]) -> Architecture:
-    """Return the same network for another input size (height, width).
-
-    Sparse attention to more tokens than a smaller map has becomes attention to all of them.
-    """
-    data = {**architecture.model_dump(mode="json"), "input": list(size)}
-    for level in LEVELS:
-        point = getattr(architecture.attention, level)
-        resized = architecture.model_copy(update={"input": size})
-        if point is not None and point.tokens and point.tokens > resized.tokens_at(level):
-            data["attention"] = {**data["attention"], level: {"kind": "dense"}}
-    return Architecture.parse(data)
+        return self.largest.at_input(sorted(sizes, key=math.prod)[_DRAWS // 2])

@@ -1,8 +1,8 @@
 """The architecture of a detector, as data: what the network is, and nothing about how it runs.
 
 One record describes the whole network at the levels that detectors share: a stem (stride 2), four
-backbone stages P2..P5 (strides 4..32), pooling over P5, global attention on the top-down features,
-a path-aggregation neck, and a head on P3, P4, P5. `nas.model.detector` turns it into a module.
+backbone stages P2..P5 (strides 4..32), pooling over P5, attention on the top-down features, a neck,
+and a head on P3, P4, P5. `nas.model.detector` turns it into a module.
 
 An architecture is canonical: fields at their default, attention that is switched off, and sparse
 attention that selects every token are written one way, so two descriptions of the same network
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from nas import plugins
 from nas.errors import ArchitectureError, InputError, nearest
+from nas.space.attention import AttentionPoint, AttentionPoints, fit
+from nas.space.record import LEVELS, STRIDES, Depth, Level, Record, Size, Width, map_size
 from nas.space.yaml_file import Document, parse_yaml, read_yaml
 
 __all__ = [
@@ -49,42 +51,14 @@ __all__ = [
 ]
 
 Convolution = Literal["conv", "qarepvgg", "repvgg"]
-Level = Literal["P3", "P4", "P5"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-LEVELS: tuple[Level, ...] = ("P3", "P4", "P5")
-STRIDES: dict[str, int] = {"P1": 2, "P2": 4, "P3": 8, "P4": 16, "P5": 32}
-
-_LARGEST_TOKENS = 3840  # TensorRT's TopK takes no larger K
-_Width = Annotated[int, Field(ge=1, le=8192)]
-_Depth = Annotated[int, Field(ge=1, le=64)]
 
 
-class _Record(BaseModel):
-    """A frozen record that refuses unknown keys and says which key was meant."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _know_every_key(cls, data: object) -> object:
-        if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    hint = nearest(str(key), cls.model_fields)
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(
-                        f"unknown key {key!r}."
-                        + (f" Did you mean {hint!r}?" if hint else "")
-                        + f" Known keys: {known}"
-                    )
-        return data
-
-
-class Stem(_Record):
+class Stem(Record):
     """The first convolution: `kernel` x `kernel`, stride 2, to `channels`."""
 
     convolution: Convolution = "conv"
-    channels: _Width
+    channels: Width
     kernel: Literal[3, 6] = 3
 
     @model_validator(mode="after")
@@ -94,7 +68,7 @@ class Stem(_Record):
         return self
 
 
-class Fusion(_Record):
+class Fusion(Record):
     """A block that maps its input to `channels` through `depth` bottlenecks of width `hidden`.
 
     Attributes:
@@ -105,9 +79,9 @@ class Fusion(_Record):
     """
 
     block: str
-    channels: _Width
-    hidden: _Width
-    depth: _Depth = 1
+    channels: Width
+    hidden: Width
+    depth: Depth = 1
     concat_intermediates: bool = False
     shortcut: bool = True
 
@@ -133,7 +107,7 @@ class Stage(Fusion):
     convolution: Convolution = "conv"
 
 
-class Backbone(_Record):
+class Backbone(Record):
     """The four stages, by the level that they put out."""
 
     P2: Stage
@@ -142,7 +116,7 @@ class Backbone(_Record):
     P5: Stage
 
 
-class Pooling(_Record):
+class Pooling(Record):
     """Spatial pyramid pooling over P5: 1x1 to `hidden`, max pools, concatenation, 1x1 back.
 
     Attributes:
@@ -151,7 +125,7 @@ class Pooling(_Record):
     """
 
     kind: Literal["sppf", "spp"] = "sppf"
-    hidden: _Width
+    hidden: Width
     kernels: tuple[Literal[3, 5, 7, 9, 11, 13], ...] = (5,)
 
     @model_validator(mode="after")
@@ -163,92 +137,73 @@ class Pooling(_Record):
         return self
 
 
-class AttentionPoint(_Record):
-    """Global self-attention inserted at one level, behind a gate that starts closed.
-
-    Attributes:
-        kind: `sparse` attends among the `tokens` positions of largest squared L2 norm; `dense`
-            among all positions.
-        tokens: k of the sparse kind; must be absent for the dense kind.
-    """
-
-    kind: Literal["sparse", "dense"] = "sparse"
-    tokens: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _tokens_belong_to_sparse(self) -> Self:
-        if self.kind == "sparse" and self.tokens is None:
-            raise ValueError("sparse attention needs a number of tokens")
-        if self.kind == "dense" and self.tokens is not None:
-            raise ValueError(f"dense attention attends to all tokens, got tokens={self.tokens}")
-        if self.tokens is not None and self.tokens > _LARGEST_TOKENS:
-            raise ValueError(
-                f"tokens must be at most {_LARGEST_TOKENS} (the limit of TopK in TensorRT), "
-                f"got {self.tokens}"
-            )
-        return self
-
-
-class AttentionPoints(_Record):
-    """Where attention stands: on the feature of that level as the top-down path carries it.
-
-    P5 is the backbone's output after pooling; P4 and P3 are the outputs of the top-down fusions.
-    """
-
-    P3: AttentionPoint | None = None
-    P4: AttentionPoint | None = None
-    P5: AttentionPoint | None = None
-
-
-class TopDown(_Record):
+class TopDown(Record):
     """The fusions of the top-down path."""
 
     P4: Fusion
     P3: Fusion
 
 
-class BottomUp(_Record):
+class BottomUp(Record):
     """The fusions of the bottom-up path."""
 
     P4: Fusion
     P5: Fusion
 
 
-class Neck(_Record):
-    """Path aggregation: top-down P5 -> P4 -> P3, then bottom-up P3 -> P4 -> P5.
+class Neck(Record):
+    """From the backbone's P2..P5 to one feature for each of P3, P4, P5.
 
     Attributes:
+        kind: `pan`: top-down P5 -> P4 -> P3, then bottom-up P3 -> P4 -> P5 (Liu et al., CVPR 2018).
+            `fpn`: top-down only (Lin et al., CVPR 2017). `bifpn`: both ways `repeats` times, with
+            weighted sums in place of concatenations (Tan et al., CVPR 2020).
         upsample: `nearest`, or a 2x2 transposed convolution.
-        reduce: 1x1 convolutions before and after each top-down concatenation, whose first output
-            is what the bottom-up path meets again (YOLO-NAS); without, plain concatenation
+        reduce: `pan`: 1x1 convolutions before and after each top-down concatenation, whose first
+            output is what the bottom-up path meets again (YOLO-NAS); without, plain concatenation
             (YOLOv8).
         three_inputs: top-down fusions also take the backbone's level below, through a convolution
             of stride 2; needs `reduce`.
-        halve: the stride-2 convolutions of the bottom-up path halve the channels of their fusion
-            (YOLO-NAS) instead of keeping those of their input (YOLOv8).
+        halve: `pan`: the stride-2 convolutions of the bottom-up path halve the channels of their
+            fusion (YOLO-NAS) instead of keeping those of their input (YOLOv8).
         convolution: the stride-2 convolutions.
+        repeats: of the whole `bifpn`.
+        bottom_up: absent for `fpn`.
     """
 
-    kind: Literal["pan"] = "pan"
+    kind: Literal["pan", "fpn", "bifpn"] = "pan"
     upsample: Literal["nearest", "transposed"] = "nearest"
     reduce: bool = False
     three_inputs: bool = False
     halve: bool = False
     convolution: Convolution = "conv"
+    repeats: Annotated[int, Field(ge=1, le=8)] = 1
     top_down: TopDown
-    bottom_up: BottomUp
+    bottom_up: BottomUp | None = None
 
     @model_validator(mode="after")
-    def _three_inputs_need_reduce(self) -> Self:
+    def _fields_go_with_the_kind(self) -> Self:
         if self.three_inputs and not self.reduce:
             raise ValueError("three_inputs needs reduce: true")
+        if self.kind != "pan" and (self.reduce or self.halve):
+            raise ValueError(f"reduce and halve belong to pan, got kind={self.kind}")
+        if self.kind != "bifpn" and self.repeats != 1:
+            raise ValueError(f"only bifpn repeats, got kind={self.kind}, repeats={self.repeats}")
+        if (self.kind == "fpn") != (self.bottom_up is None):
+            what = "has no" if self.kind == "fpn" else "needs"
+            raise ValueError(f"{self.kind} {what} bottom_up")
+        if self.kind == "fpn" and self.convolution != "conv":
+            raise ValueError(f"fpn has no stride-2 convolution, got {self.convolution}")
         return self
 
 
-class Head(_Record):
+class Head(Record):
     """Decoupled, anchor-free: class and box branches of 3x3 convolutions at each level.
 
     Attributes:
+        kind: `decoupled`: several anchors may find one object, and NMS outside the graph removes
+            duplicates. `one_to_one`: a second pair of branches learns to find each object once, and
+            is what is deployed, without NMS (Wang et al., YOLOv10, NeurIPS 2024).
         channels: width of the class branch, one for all levels or one each for P3, P4, P5.
         box_channels: width of the box branch; that of the class branch if absent.
         depth: 3x3 convolutions in each branch.
@@ -257,9 +212,9 @@ class Head(_Record):
             `bins - 1` strides.
     """
 
-    kind: Literal["decoupled"] = "decoupled"
-    channels: tuple[_Width, _Width, _Width]
-    box_channels: tuple[_Width, _Width, _Width]
+    kind: Literal["decoupled", "one_to_one"] = "decoupled"
+    channels: tuple[Width, Width, Width]
+    box_channels: tuple[Width, Width, Width]
     depth: Annotated[int, Field(ge=1, le=4)] = 1
     stem: bool = False
     bins: Annotated[int, Field(ge=2, le=64)] = 8
@@ -274,7 +229,7 @@ class Head(_Record):
         return {**data, "channels": channels, "box_channels": _per_level(box) if box else channels}
 
 
-class Architecture(_Record):
+class Architecture(Record):
     """A whole detector.
 
     Attributes:
@@ -304,25 +259,15 @@ class Architecture(_Record):
     def _check_input(self) -> Self:
         for side in self.input:
             if side % 8 or not 32 <= side <= 8192:
-                raise ValueError(f"input sides must be multiples of 8 in 32..8192, got {side}")
+                aligned = min(max(round(side / 8) * 8, 32), 8192)
+                raise ValueError(
+                    f"input sides must be multiples of 8 in 32..8192, got {side}; {aligned} is one"
+                )
         return self
 
     @model_validator(mode="after")
     def _attend_within_the_map(self) -> Self:
-        for level in LEVELS:
-            point = getattr(self.attention, level)
-            available = self.tokens_at(level)
-            if point is None or point.tokens is None:
-                continue
-            if point.tokens > available:
-                raise ValueError(
-                    f"attention at {level} wants {point.tokens} tokens, and an input of "
-                    f"{self.input[0]}x{self.input[1]} has {available} there"
-                )
-            if point.tokens == available:
-                # Selecting every token is dense attention: one network, one description.
-                everywhere = self.attention.model_copy(update={level: AttentionPoint(kind="dense")})
-                object.__setattr__(self, "attention", everywhere)
+        object.__setattr__(self, "attention", self.attention.on(self.input))
         return self
 
     @classmethod
@@ -384,6 +329,27 @@ class Architecture(_Record):
         """Write the canonical form as YAML."""
         return yaml.safe_dump(self.canonical(), sort_keys=False, default_flow_style=None, width=100)
 
+    def at_input(self, size: Size) -> Architecture:
+        """Return the same network for another input size (height, width), in pixels.
+
+        Sparse attention to more tokens than a smaller map has becomes attention to all of them.
+
+        Raises:
+            ArchitectureError: the size breaks a rule.
+        """
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        return Architecture.parse(
+            {**data, "input": list(size), "attention": fit(data.get("attention", {}), size)}
+        )
+
+    @property
+    def neck_channels(self) -> tuple[int, int, int]:
+        """Channels of the features P3, P4, P5 that the neck hands to the head."""
+        top, bottom = self.neck.top_down, self.neck.bottom_up
+        if bottom is None:
+            return top.P3.channels, top.P4.channels, self.backbone.P5.channels
+        return top.P3.channels, bottom.P4.channels, bottom.P5.channels
+
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that two descriptions share exactly if they are one network."""
@@ -391,8 +357,7 @@ class Architecture(_Record):
 
     def feature_size(self, level: str) -> tuple[int, int]:
         """Height and width of the feature map of a level `P1`..`P5`."""
-        stride = STRIDES[level]
-        return -(-self.input[0] // stride), -(-self.input[1] // stride)
+        return map_size(self.input, level)
 
     def tokens_at(self, level: str) -> int:
         """Number of positions of the feature map of a level."""
@@ -400,7 +365,7 @@ class Architecture(_Record):
         return height * width
 
 
-class Candidate(_Record):
+class Candidate(Record):
     """What a search evaluates: an architecture at a precision."""
 
     architecture: Architecture

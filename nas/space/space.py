@@ -25,14 +25,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nas.errors import ArchitectureError, SpaceError, UnknownNameError, nearest
-from nas.space.architecture import (
-    LEVELS,
-    STRIDES,
-    Architecture,
-    Candidate,
-    digest_of,
-    validation_message,
-)
+from nas.space.architecture import Architecture, Candidate, digest_of, validation_message
+from nas.space.attention import fit
 from nas.space.yaml_file import Document, parse_yaml, read_yaml
 
 __all__ = ["Label", "Point", "SearchSpace", "load_space", "shipped_spaces"]
@@ -106,7 +100,7 @@ class SearchSpace:
         self._check(point)
         filled = self._fill(self._template, point)
         precision = filled.pop("precision")
-        architecture = Architecture.parse(_clamp_tokens({**filled, "classes": classes}))
+        architecture = Architecture.parse(_fitted({**filled, "classes": classes}))
         try:
             return Candidate(architecture=architecture, precision=precision)
         except ValidationError as error:
@@ -308,25 +302,13 @@ def _check_every_option(space: SearchSpace, document: Document) -> None:
             ) from error
 
 
-def _clamp_tokens(data: dict[str, Any]) -> dict[str, Any]:
-    """Turn sparse attention to more tokens than its map has into dense attention.
-
-    A choice of k meets every input size of the space; at a small one it means "all of them".
-    """
-    attention = data.get("attention")
+def _fitted(data: dict[str, Any]) -> dict[str, Any]:
+    """Let a choice of k mean all tokens where a small input has fewer."""
+    attention, image = data.get("attention"), data["input"]
     if not isinstance(attention, Mapping):
         return data
-    height, width = (data["input"],) * 2 if isinstance(data["input"], int) else data["input"]
-    clamped = dict(attention)
-    for level in LEVELS:
-        point = attention.get(level)
-        available = -(-height // STRIDES[level]) * -(-width // STRIDES[level])
-        if not isinstance(point, Mapping):
-            continue
-        tokens = point.get("tokens")
-        if isinstance(tokens, int) and tokens >= available:
-            clamped[level] = {**{k: v for k, v in point.items() if k != "tokens"}, "kind": "dense"}
-    return {**data, "attention": clamped}
+    size = (image, image) if isinstance(image, int) else (image[0], image[1])
+    return {**data, "attention": fit(attention, size)}
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from nas.accuracy import training
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.loss import LossParts
-from nas.accuracy.sampling import Subnets, at_input
+from nas.accuracy.sampling import Subnets
 from nas.accuracy.training import Progress, Recipe, train_detector, train_supernet
 from nas.errors import InputError, StorageError, TrainingError
 from nas.model.detector import Detector
@@ -243,7 +243,7 @@ def test_subnets__of_a_step(rule: Any, step: int, expected: int) -> None:
     assert len(chosen) == expected
     assert len({one.input for one in chosen}) == 1
     if step < 2 or rule == "sandwich":
-        assert chosen[0] == at_input(LARGEST, chosen[0].input)
+        assert chosen[0] == LARGEST.at_input(chosen[0].input)
 
 
 def test_subnets__warm_up_at_the_median_input() -> None:
@@ -260,7 +260,7 @@ def test_subnets__sandwich_needs_a_smallest() -> None:
 
 @pytest.mark.parametrize(("side", "kind"), [(64, "dense"), (128, "sparse")])
 def test_at_input__attention_to_more_tokens_than_there_are(side: int, kind: str) -> None:
-    moved = at_input(_architecture(side=128, tokens=32), (side, side))
+    moved = _architecture(side=128, tokens=32).at_input((side, side))
     assert moved.attention.P4 is not None
     assert moved.attention.P4.kind == kind
 

@@ -107,14 +107,13 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        neck, head, act = architecture.neck, architecture.head, architecture.activation
-        fusions = (neck.top_down.P3, neck.bottom_up.P4, neck.bottom_up.P5)
+        head, act = architecture.head, architecture.activation
         self.levels = nn.ModuleDict()
-        for index, (level, spec) in enumerate(zip(LEVELS, fusions, strict=True)):
+        for index, (level, width) in enumerate(
+            zip(LEVELS, architecture.neck_channels, strict=True)
+        ):
             sizes = architecture.classes, architecture.tokens_at(level)
-            self.levels[level] = part(
-                f"head.{level}", _Level, head, index, spec.channels, *sizes, act
-            )
+            self.levels[level] = part(f"head.{level}", _Level, head, index, width, *sizes, act)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Map three features to logits (B, classes, A) and bins (B, 4, bins, A).

@@ -40,6 +40,7 @@ class PathAggregation(nn.Module):
         up3 = part("up3", step, style, top.P3, (top.P4.channels, p3, p2), size3)
         self.top_down = nn.ModuleDict({"P4": up4, "P3": up3})
         down = neck.bottom_up
+        assert down is not None  # the architecture's rule for this kind
         kept4, kept5 = (top.P3, top.P4) if neck.reduce else (top.P4, stages.P5)
         fine4, fine5 = top.P3.channels, down.P4.channels
         down4 = part("down4", _BottomUpStep, style, down.P4, (fine4, kept4.channels))
