@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,16 @@ from nas.errors import ExportError, MissingPackageError
 from nas.latency.onnx_graph import image_size, onnx_digest, parse_onnx, shape_of
 from nas.latency.runtimes.base import Images, Runtime
 
-__all__ = ["INPUT", "OPSET", "OUTPUTS", "check_onnx", "export_onnx", "load_onnx", "onnx_digest"]
+__all__ = [
+    "INPUT",
+    "OPSET",
+    "OUTPUTS",
+    "check_onnx",
+    "export_graph",
+    "export_onnx",
+    "load_onnx",
+    "onnx_digest",
+]
 
 OPSET = 19
 INPUT = "images"
@@ -60,8 +69,27 @@ def export_onnx(module: nn.Module, height: int, width: int, *, slim: bool = Fals
         raise ExportError(
             "A network is exported in eval mode, this one is training.", "Call eval()."
         )
+    graph = export_graph(module, torch.zeros(1, 3, height, width), INPUT, OUTPUTS)
+    model = onnx_package.load_from_string(graph)
+    _check_outputs(model)
+    return _slimmed(model).SerializeToString() if slim else graph
+
+
+def export_graph(
+    module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence[str]
+) -> bytes:
+    """Export any module of one input, such as a block that is measured alone.
+
+    Args:
+        module: in eval mode.
+        example: an input of the shape that the graph will take.
+        name: of the input.
+        outputs: names of the outputs.
+
+    Raises:
+        ExportError: the module has an operator that ONNX lacks.
+    """
     file = io.BytesIO()
-    example = torch.zeros(1, 3, height, width)
     try:
         with torch.no_grad(), _quiet_exporter():
             torch.onnx.export(
@@ -70,16 +98,15 @@ def export_onnx(module: nn.Module, height: int, width: int, *, slim: bool = Fals
                 file,  # type: ignore[arg-type]  # only the annotation forgets streams
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                input_names=[name],
+                output_names=list(outputs),
             )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = " x ".join(str(side) for side in example.shape[2:])
         raise ExportError(
-            f"{type(module).__name__} cannot be exported at {height} x {width}: {_reason(error)}"
+            f"{type(module).__name__} cannot be exported at {shape}: {_reason(error)}"
         ) from error
-    model = onnx_package.load_from_string(file.getvalue())
-    _check_outputs(model)
-    return _slimmed(model).SerializeToString() if slim else file.getvalue()
+    return file.getvalue()
 
 
 def check_onnx(onnx: bytes, module: nn.Module, images: Images) -> float:
