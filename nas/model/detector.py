@@ -20,7 +20,15 @@ from nas.model.blocks.layers import Conv2d, ConvTranspose2d, Scale, reusing
 from nas.model.blocks.neck import PathAggregation
 from nas.space.architecture import LEVELS, STRIDES, Architecture
 
-__all__ = ["DeployedDetector", "Detector", "Predictions", "Profile", "decode", "profile"]
+__all__ = [
+    "DeployedDetector",
+    "Detector",
+    "Predictions",
+    "Profile",
+    "counts",
+    "decode",
+    "profile",
+]
 
 _HOLLOW_PARTS = 2048
 _hollow_parts: dict[Hashable, nn.Module] = {}
@@ -137,6 +145,20 @@ def profile(architecture: Architecture) -> Profile:
     Raises:
         ArchitectureError: parts of it do not fit together.
     """
+    counted = counts(architecture).values()
+    return Profile(sum(one.parameters for one in counted), sum(one.macs for one in counted))
+
+
+def counts(architecture: Architecture) -> dict[str, Profile]:
+    """Count the deployed network module by module, without making its weights.
+
+    Returns:
+        Dotted name of a module of the `Detector` -> what is counted there, each thing once. The
+        detector itself, named "", computes the expectation of distances.
+
+    Raises:
+        ArchitectureError: parts of it do not fit together.
+    """
     if len(_hollow_parts) > _HOLLOW_PARTS:
         _hollow_parts.clear()
     with torch.device("meta"), reusing(_hollow_parts):
@@ -144,10 +166,11 @@ def profile(architecture: Architecture) -> Profile:
     _hollow(detector)
     with torch.no_grad():
         detector.to("meta")(torch.empty(1, 3, *architecture.input, device="meta"))
-    counted = [module for module in detector.modules() if isinstance(module, _StandIn)]
-    expectation = 4 * architecture.head.bins * len(detector.anchors)
-    macs = expectation + sum(stand_in.macs for stand_in in counted)
-    return Profile(sum(stand_in.held for stand_in in counted), macs)
+    found = {"": Profile(0, 4 * architecture.head.bins * len(detector.anchors))}
+    for name, module in detector.named_modules():
+        if isinstance(module, _StandIn):
+            found[name] = Profile(module.held, module.macs)
+    return found
 
 
 def decode(predictions: Predictions) -> Tensor:
