@@ -37,7 +37,9 @@ from nas.searcher.connection import (
 )
 from nas.searcher.migrations import upgrade
 from nas.searcher.tables import (
+    ABLATION_COLUMNS,
     EVALUATION_COLUMNS,
+    AblationRow,
     AccuracyRow,
     ArchitectureRow,
     EnvironmentRow,
@@ -372,19 +374,48 @@ class Database:
         """Return a study's runs, from the first to the latest."""
         return self._of_study(RunRow, study)
 
-    def latest_run(self, study: str | None = None) -> RunRow | None:
-        """Return the run that started last, of a study or of any."""
-        query = select(RunRow).order_by(RunRow.id.desc())
+    def latest_run(self, study: str | None = None, command: str = "search") -> RunRow | None:
+        """Return the run of a command that started last, of a study or of any."""
+        query = select(RunRow).filter_by(command=command).order_by(RunRow.id.desc())
         if study is not None:
             query = query.filter_by(study_name=study)
         with self._session() as session:
             return session.scalars(query.limit(1)).first()
 
     def delete_study(self, study: str) -> None:
-        """Forget a study's evaluations, fronts and runs; caches stay, as other studies use them."""
+        """Forget what a study found and its runs; caches stay, as other studies use them."""
         with self._session() as session:
-            for table in (EvaluationRow, FrontRow, RunRow):
+            for table in (AblationRow, EvaluationRow, FrontRow, RunRow):
                 session.execute(delete(table).where(table.study_name == study))
+
+    # An ablation study: its trainings
+
+    def add_ablation(self, study: str, **values: Any) -> None:
+        """Store what a variant came to with a seed; a second call replaces the first.
+
+        Args:
+            study: name of the study.
+            values: columns of `nas.searcher.tables.AblationRow`.
+        """
+        row = {"study_name": study, **values}
+        self._upsert(AblationRow, row, keys=["study_name", "variant", "seed"], replace=row)
+
+    def ablation_rows(self, study: str) -> list[AblationRow]:
+        """Return the trainings of an ablation study, in the order in which they were stored."""
+        return self._of_study(AblationRow, study)
+
+    def ablations(self, study: str) -> pd.DataFrame:
+        """Return the trainings of an ablation study, variant by variant, with their results."""
+        query = (
+            select(*ABLATION_COLUMNS)
+            .join(ArchitectureRow, AblationRow.architecture == ArchitectureRow.digest)
+            .outerjoin(AccuracyRow, AblationRow.accuracy_id == AccuracyRow.id)
+            .where(AblationRow.study_name == study)
+            .order_by(AblationRow.position, AblationRow.variant, AblationRow.seed)
+        )
+        with self._session() as session:
+            rows = [tuple(row) for row in session.execute(query)]
+        return pd.DataFrame(rows, columns=[column.name for column in ABLATION_COLUMNS])
 
     # How it is done
 

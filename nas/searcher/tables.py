@@ -29,7 +29,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
+    "ABLATION_COLUMNS",
     "EVALUATION_COLUMNS",
+    "AblationRow",
     "AccuracyRow",
     "ArchitectureRow",
     "EnvironmentRow",
@@ -210,6 +212,43 @@ class EvaluationRow(Row):
     created: Mapped[datetime] = mapped_column(default=_now)
 
 
+class AblationRow(Row):
+    """One training of an ablation study: what was changed, with which seed, and what came of it.
+
+    Variants that describe one network and recipe share a training, and have a row each. The latency
+    is repeated as it was told, as in `EvaluationRow`.
+    """
+
+    __tablename__ = "nas_ablations"
+    __table_args__ = (UniqueConstraint("study_name", "variant", "seed"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_name: Mapped[str] = mapped_column(_STUDY)
+    variant: Mapped[str] = mapped_column(_STUDY)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    position: Mapped[int]  # of the variant in its study
+    kind: Mapped[str] = mapped_column(_NAME)
+    changed: Mapped[str]
+    before: Mapped[str]
+    after: Mapped[str]
+    architecture: Mapped[str] = mapped_column(ForeignKey("nas_architectures.digest"))
+    precision: Mapped[str] = mapped_column(_NAME)
+    recipe: Mapped[str] = mapped_column(_DIGEST)
+    recipe_values: Mapped[dict[str, Any]]
+    accuracy_id: Mapped[int | None] = mapped_column(
+        ForeignKey("nas_accuracies.id", ondelete="SET NULL")
+    )
+    resampled: Mapped[list[Any]]  # mAP50-95 on each resample of the images; equal draws for all
+    latency_ms: Mapped[float]
+    latency_low_ms: Mapped[float]
+    latency_high_ms: Mapped[float]
+    latency_source: Mapped[str] = mapped_column(_NAME)
+    environment: Mapped[str] = mapped_column(_DIGEST)
+    iterations: Mapped[int]
+    seconds: Mapped[float]
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
 class FrontRow(Row):
     """The front of a study as it was after a trial; a member is a dictionary of plain values."""
 
@@ -283,3 +322,39 @@ EVALUATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
     EvaluationRow.created.label("created"),
 )
 """The columns of a study's final table, by their names there."""
+
+ABLATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
+    AblationRow.variant.label("variant"),
+    AblationRow.seed.label("seed"),
+    AblationRow.kind.label("kind"),
+    AblationRow.changed.label("changed"),
+    AblationRow.before.label("before"),
+    AblationRow.after.label("after"),
+    AblationRow.architecture.label("architecture"),
+    AblationRow.precision.label("precision"),
+    AblationRow.recipe.label("recipe"),
+    AccuracyRow.map50_95.label("map50_95"),
+    AccuracyRow.low.label("map50_95_low"),
+    AccuracyRow.high.label("map50_95_high"),
+    AccuracyRow.map50.label("map50"),
+    AccuracyRow.map_small.label("map_small"),
+    AccuracyRow.map_medium.label("map_medium"),
+    AccuracyRow.map_large.label("map_large"),
+    AccuracyRow.data.label("data"),
+    AccuracyRow.split.label("split"),
+    AccuracyRow.weights.label("weights"),
+    AccuracyRow.artifact.label("artifact"),
+    AccuracyRow.images.label("images"),
+    AblationRow.resampled.label("resampled"),
+    AblationRow.latency_ms.label("latency_ms"),
+    AblationRow.latency_low_ms.label("latency_low_ms"),
+    AblationRow.latency_high_ms.label("latency_high_ms"),
+    AblationRow.latency_source.label("latency_source"),
+    AblationRow.environment.label("environment"),
+    ArchitectureRow.parameters.label("parameters"),
+    ArchitectureRow.macs.label("macs"),
+    AblationRow.iterations.label("iterations"),
+    AblationRow.seconds.label("seconds"),
+    AblationRow.created.label("created"),
+)
+"""The columns of an ablation study's table of trainings, by their names there."""
