@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import ArchitectureError
-from nas.model.blocks.attention import GlobalAttention
+from nas.model.blocks.attention import Attention
 from nas.model.blocks.backbone import Backbone
 from nas.model.blocks.convolution import Unit
 from nas.model.blocks.head import ClassPredictor, Head, distances
@@ -228,13 +228,20 @@ def _hollow(module: nn.Module) -> None:
         if isinstance(layer, Conv2d | ConvTranspose2d):
             biased = isinstance(child, Unit) or layer.bias is not None
             setattr(module, name, _ConvolutionStandIn(layer, biased=biased))
-        elif isinstance(child, GlobalAttention):
-            held = sum(p.numel() for p in child.parameters())
-            setattr(module, name, _StandIn(held, child.macs))
+        elif isinstance(child, Attention):
+            setattr(module, name, _StandIn(_deployed_parameters(child), child.macs))
         elif isinstance(child, Scale):
             setattr(module, name, _StandIn(1, 0))
         else:
             _hollow(child)
+
+
+def _deployed_parameters(module: nn.Module) -> int:
+    """Count weights and biases as they are when every unit is one convolution with bias."""
+    units = [unit for unit in module.modules() if isinstance(unit, Unit)]
+    trained = sum(p.numel() for unit in units for p in unit.parameters())
+    folded = sum(unit.conv.weight.numel() + unit.out_channels for unit in units)
+    return sum(p.numel() for p in module.parameters()) - trained + folded
 
 
 class _StandIn(nn.Module):
