@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -13,6 +14,9 @@ from nas.errors import InputError
 __all__ = ["Document", "parse_yaml", "read_yaml"]
 
 _LARGEST_BYTES = 1_000_000
+_DEEPEST = 32  # levels; a search space needs 7
+_MOST_ENTRIES = 100_000
+_FLATTEN = "Write it flatter."
 
 
 @dataclass(frozen=True)
@@ -56,38 +60,86 @@ def read_yaml(path: Path, error: type[InputError]) -> Document:
 def parse_yaml(text: str, name: str, error: type[InputError]) -> Document:
     """Parse text whose top level is a mapping; raises like `read_yaml`."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        lines = _Lines(loader, name, error).of(node)
+        data = None if node is None else loader.construct_document(node)
+    except InputError:
+        raise
     except yaml.MarkedYAMLError as failure:
         mark = failure.problem_mark or failure.context_mark
         where = f"{name}, line {mark.line + 1}" if mark else name
         raise error(f"{where}: this is not YAML: {failure.problem}.", "Mend the line.") from failure
-    except (yaml.YAMLError, ValueError, RecursionError) as failure:
+    except RecursionError as failure:
+        raise error(f"{name} is nested deeper than {_DEEPEST} levels.", _FLATTEN) from failure
+    except (yaml.YAMLError, ValueError) as failure:
         raise error(f"{name} is not YAML: {failure}.", "Mend the file.") from failure
     if not isinstance(data, dict):
         raise error(f"{name} must hold a mapping at its top level, got {type(data).__name__}.")
-    lines: dict[tuple[str, ...], int] = {}
-    _collect(node, (), lines, name, error)
     return Document(name, data, lines)
 
 
-def _collect(
-    node: yaml.Node | None,
-    path: tuple[str, ...],
-    lines: dict[tuple[str, ...], int],
-    name: str,
-    error: type[InputError],
-) -> None:
-    if isinstance(node, yaml.MappingNode):
+class _Lines:
+    """Collects the line of every key, and refuses what would not end or what YAML loses silently.
+
+    Args:
+        loader: that composed the file.
+        name: of the file.
+        error: what to raise.
+    """
+
+    def __init__(self, loader: yaml.SafeLoader, name: str, error: type[InputError]) -> None:
+        self._loader, self._name, self._error = loader, name, error
+        self._lines: dict[tuple[str, ...], int] = {}
+        self._open: set[int] = set()
+
+    def of(self, node: yaml.Node | None) -> dict[tuple[str, ...], int]:
+        """Return the line of every path under a node.
+
+        Raises:
+            InputError: an alias stands within what it names, a key stands twice, a key is no
+                scalar, or the file is nested too deeply or too large.
+        """
+        self._collect(node, ())
+        return self._lines
+
+    def _collect(self, node: yaml.Node | None, path: tuple[str, ...]) -> None:
+        if not isinstance(node, yaml.CollectionNode):
+            return
+        if id(node) in self._open:
+            self._refuse(node, "an alias stands within what it names", "Write out what you mean.")
+        if len(path) >= _DEEPEST:
+            self._refuse(node, f"nested deeper than {_DEEPEST} levels", _FLATTEN)
+        self._open.add(id(node))
+        for key, line, value in self._items(node):
+            self._lines[(*path, key)] = line
+            if len(self._lines) > _MOST_ENTRIES:
+                # Aliases of aliases: a few lines of text can stand for billions of entries.
+                self._refuse(node, f"more than {_MOST_ENTRIES} entries", "Is it the right file?")
+            self._collect(value, (*path, key))
+        self._open.remove(id(node))
+
+    def _items(self, node: yaml.CollectionNode) -> Iterator[tuple[str, int, yaml.Node]]:
+        if isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                yield str(index), value.start_mark.line + 1, value
+            return
+        seen: set[Any] = set()
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if (*path, key.value) in lines:
-                # YAML forbids it; safe_load would silently keep the last one.
-                where = f"{name}, line {line}"
-                raise error(f"{where}: the key {key.value!r} stands twice.", "Keep one.")
-            lines[(*path, key.value)] = line
-            _collect(value, (*path, key.value), lines, name, error)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*path, str(index))] = value.start_mark.line + 1
-            _collect(value, (*path, str(index)), lines, name, error)
+            if not isinstance(key, yaml.ScalarNode):
+                self._refuse(key, "a key must be a number or a word", "Write it as one.")
+            same = {key.value, self._meaning(key)}
+            if seen & same:
+                # YAML forbids it; the loader would silently keep the last one.
+                self._refuse(key, f"the key {key.value!r} stands twice", "Keep one.")
+            seen |= same
+            yield key.value, key.start_mark.line + 1, value
+
+    def _meaning(self, key: yaml.ScalarNode) -> Any:
+        """Return what Python compares: `1`, `1.0` and `true` are one key of a dictionary."""
+        numeric = key.tag.endswith((":int", ":float", ":bool"))
+        return self._loader.construct_object(key) if numeric else key.value
+
+    def _refuse(self, node: yaml.Node, what: str, remedy: str) -> NoReturn:
+        line = node.start_mark.line + 1
+        raise self._error(f"{self._name}, line {line}: {what}.", remedy)
