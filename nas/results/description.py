@@ -23,6 +23,7 @@ __all__ = [
     "totals_text",
 ]
 
+_TIMES = " \N{MULTIPLICATION SIGN} "
 _UNITS = (" k", " M", " G", " T")
 
 
@@ -49,7 +50,7 @@ def description_table(description: Description, name: str = "") -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("module", "total", no_wrap=True)
     table.add_column("arguments")
-    table.add_column("output C × H × W", justify="right", no_wrap=True)
+    table.add_column("output " + _TIMES.join("CHW"), justify="right", no_wrap=True)
     for column, footer in zip(("parameters", "MACs", "share"), total, strict=True):
         table.add_column(column, footer, justify="right", no_wrap=True)
     table.add_column("role")
@@ -94,9 +95,9 @@ def description_facts(description: Description) -> dict[str, Any]:
 
 def totals_text(description: Description) -> str:
     """Say the totals in one line."""
-    height, width = description.architecture.input
+    image = shape_text((3, *description.architecture.input))
     return (
-        f"input 3 × {height} × {width} · {len(description.layers)} layers · "
+        f"input {image} · {len(description.layers)} layers · "
         f"{description.parameters:,} parameters ({description.deployed:,} deployed) · "
         f"{compact(description.macs)} MACs = {description.gflops:.3g} GFLOPs (2 per MAC) · "
         f"{description.anchors:,} anchors"
@@ -124,9 +125,9 @@ def percent(part: int, whole: int) -> str:
     return f"{share:.1f} %" if part else "0 %"
 
 
-def shape_text(shape: tuple[int, int, int]) -> str:
-    """Write channels, height and width."""
-    return " × ".join(map(str, shape))
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Write channels, height and width, or height and width."""
+    return _TIMES.join(map(str, shape))
 
 
 def arguments_text(arguments: tuple[Any, ...]) -> str:
