@@ -102,8 +102,9 @@ class _Owners:
     def _of(self, name: str) -> int:
         if not name:
             return self._layers[-1].index
-        while name not in self._index:
-            name, dot, _ = name.rpartition(".")
+        part = name
+        while part not in self._index:
+            part, dot, _ = part.rpartition(".")
             if not dot:
-                raise LookupError("A module of the detector belongs to no layer of its list.")
-        return self._index[name]
+                raise LookupError(f"No layer of the list stands for the module {name!r}.")
+        return self._index[part]

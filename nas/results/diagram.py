@@ -387,7 +387,8 @@ class _Measures:
             for plan in self._plans
         )
         columns = tuple(map(partial(Column, width=self._width), self._grid.titles, self._lefts))
-        width = self._lefts[len(self._grid.titles) - 1] + self._width + _MARGIN
+        beside = len(self._lefts) - 2 in self._numbers  # arrows right of the last column
+        width = (self._lefts[-1] - _CLEAR if beside else self._lefts[-2] + self._width) + _MARGIN
         height = self._bands[-1].y + self._bands[-1].height
         return Diagram(boxes, arrows, self._bands, columns, width, height)
 

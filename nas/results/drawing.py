@@ -40,11 +40,11 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 _WIDTHS = {
     character: width
     for characters, width in (
-        ("ijlI.,:;|'! ", 0.36),
-        ("()[]-frt/·", 0.42),
-        ("mMW@", 0.98),
-        ("wOQGDNHUAVXYCRK%=+" + _TIMES, 0.84),
-        ("…", 1.0),
+        ("ijlI.,:;|' ", 0.36),
+        ("!()[]-frt/·", 0.45),
+        ("BPSZ", 0.7),
+        ("wOQGDNHUAVXYCRK#&<>^~=+" + _TIMES, 0.84),
+        ("mMW@%…", 1.0),
     )
     for character in characters
 }  # in ems, those of DejaVu Sans rounded up: the widest font that the list above may end in
@@ -76,7 +76,7 @@ def draw(description: Description, name: str = "") -> str:
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Estimate from above the width of a text in pixels, in a font of so many pixels."""
-    return sum(_WIDTHS.get(c, 0.65) for c in text) * size * (1.1 if bold else 1.0)
+    return sum(_WIDTHS.get(c, 0.65) for c in text) * size * (1.12 if bold else 1.0)
 
 
 def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
