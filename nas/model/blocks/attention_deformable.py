@@ -11,7 +11,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nas.model.blocks.attention_base import Attention, gating, take
 from nas.model.blocks.layers import Conv2d, Layout
@@ -44,7 +43,6 @@ class DeformableAttention(Attention):
 
     row: Tensor
     column: Tensor
-    corners: Tensor
 
     def __init__(self, channels: int, size: Size, points: int, gate: Gate = "learned") -> None:
         super().__init__(channels, size)
@@ -55,17 +53,12 @@ class DeformableAttention(Attention):
         self.weights = _Even(layout, (points,))
         self.gate = gating(gate)
         place = torch.arange(self.positions, device="cpu")
-        corners = torch.tensor([0, 1, size[1] + 2, size[1] + 3], device="cpu")
         self.register_buffer("row", (place // size[1]).float(), persistent=False)
         self.register_buffer("column", (place % size[1]).float(), persistent=False)
-        self.register_buffer("corners", corners[:, None], persistent=False)
 
     def update(self, x: Tensor) -> Tensor:
         """See `Attention`."""
-        height, width = self.size
-        # A frame of zeros stands for everything beyond the map.
-        value = F.pad(self.value(x), (1, 1, 1, 1))
-        rows = value.reshape(-1, self.channels, (height + 2) * (width + 2)).transpose(1, 2)
+        rows = self._rows(self.value(x))
         index, weights = self._corners(x)
         weights = weights.to(rows.dtype)
         mixed = self._sample(rows, index, weights, 0)
@@ -89,12 +82,11 @@ class DeformableAttention(Attention):
         """Return index and weight of four neighbours for each point, (B, p, 4, N)."""
         shift = self.offsets(x).float().reshape(-1, self.points, 2, self.positions)
         share = self.weights(x).float().reshape(-1, self.points, self.positions).softmax(1)
-        left, right = _cell(self.column + shift[:, :, 0], self.size[1])
-        top, bottom = _cell(self.row + shift[:, :, 1], self.size[0])
-        upper, lower = (1 - bottom) * share, bottom * share
-        weights = [upper * (1 - right), upper * right, lower * (1 - right), lower * right]
-        first = ((top + 1) * (self.size[1] + 2) + left + 1).long()
-        return first.unsqueeze(2) + self.corners, torch.stack(weights, 2)
+        columns, across = _neighbours(self.column + shift[:, :, 0], self.size[1])
+        rows, down = _neighbours(self.row + shift[:, :, 1], self.size[0])
+        index = [row * self.size[1] + column for row in rows for column in columns]
+        weights = [upright * lying * share for upright in down for lying in across]
+        return torch.stack(index, 2).long(), torch.stack(weights, 2)
 
     def _sample(self, rows: Tensor, index: Tensor, weights: Tensor, point: int) -> Tensor:
         """Return the weighted values (B, N, C) at one point of every position."""
@@ -132,8 +124,13 @@ class _Offsets(_Even):
                 self.bias.copy_(circle.flatten())  # type: ignore[union-attr]  # it has one
 
 
-def _cell(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Return the position before a place, in -1..length-1, and how far the place lies behind it."""
+def _neighbours(place: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the positions before and after a place, and the weights of both.
+
+    A position beyond the map is moved to its edge and has the weight 0.
+    """
     inside = place.clamp(-1, length)
     before = inside.floor().clamp(max=length - 1)
-    return before, inside - before
+    after, share = before + 1, inside - before
+    positions = before.clamp(min=0), after.clamp(max=length - 1)
+    return positions, ((1 - share) * after.clamp(max=1), share * (length - after).clamp(max=1))

@@ -34,57 +34,46 @@ class WindowedAttention(ProjectedAttention):
         gate: g.
     """
 
+    order: Tensor
+    inverse: Tensor
     mask: Tensor | None
 
     def __init__(self, channels: int, size: Size, window: int, gate: Gate = "learned") -> None:
         super().__init__(channels, size, gate)
-        self.window = min(window, size[0]), min(window, size[1])
-        self.windows = -(-size[0] // self.window[0]), -(-size[1] // self.window[1])
-        mask = None if self._padded() == size else self._mask()
+        places = _windows(size, (min(window, size[0]), min(window, size[1])))
+        self.windows, self.window = places.shape
+        order, inside = places.flatten(), places.flatten() >= 0
+        inverse = torch.empty(self.positions, dtype=torch.int64, device="cpu")
+        inverse[order[inside]] = torch.arange(len(order), device="cpu")[inside]
+        mask = None if inside.all() else torch.where(places < 0, MASKED, 0.0)[:, None]
+        # What stands in for padding does not matter: nothing looks at it, and nothing reads it.
+        self.register_buffer("order", order.clamp(min=0), persistent=False)
+        self.register_buffer("inverse", inverse, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
     def update(self, x: Tensor) -> Tensor:
         """See `Attention`."""
-        query = self.norm(self._split(self.query(x), self.channels))
-        key = self.norm(self._split(self.key(x), self.channels))
-        value = self._split(self.value(x), self.channels)
-        mixed = attend(query, key, value, self.channels**-0.5, self.mask)
-        output: Tensor = self.output(self._join(mixed))
+        query = self.norm(self._split(self.query(x)))
+        key = self.norm(self._split(self.key(x)))
+        mixed = attend(query, key, self._split(self.value(x)), self.channels**-0.5, self.mask)
+        mixed = mixed.reshape(-1, self.windows * self.window, self.channels)
+        output: Tensor = self.output(self._map(mixed.index_select(1, self.inverse)))
         return output
 
     @property
     def mixing_macs(self) -> int:
         """See `Attention`."""
-        height, width = self._padded()
-        return 2 * height * width * self.window[0] * self.window[1] * self.channels
+        return 2 * self.windows * self.window**2 * self.channels
 
     @property
     def macs(self) -> int:
         """See `Attention`."""
         return 4 * self.positions * self.channels**2 + self.mixing_macs
 
-    def _padded(self) -> Size:
-        return self.windows[0] * self.window[0], self.windows[1] * self.window[1]
-
-    def _mask(self) -> Tensor:
-        """Return 0 for positions and `MASKED` for padding, (windows, 1, n)."""
-        return self._split(torch.zeros(1, 1, *self.size, device="cpu"), 1, MASKED)[0].mT
-
-    def _split(self, x: Tensor, channels: int, padding: float = 0.0) -> Tensor:
+    def _split(self, x: Tensor) -> Tensor:
         """Cut a map (B, C, H, W) into windows (B, windows, n, C)."""
-        (height, width), (down, across) = self._padded(), self.windows
-        if (height, width) != self.size:
-            x = F.pad(x, (0, width - self.size[1], 0, height - self.size[0]), value=padding)
-        x = x.reshape(-1, channels, down, self.window[0], across, self.window[1])
-        x = x.permute(0, 2, 4, 3, 5, 1)
-        return x.reshape(-1, down * across, self.window[0] * self.window[1], channels)
-
-    def _join(self, x: Tensor) -> Tensor:
-        """Undo `_split`: (B, windows, n, C) to (B, C, H, W)."""
-        (height, width), (down, across) = self._padded(), self.windows
-        x = x.reshape(-1, down, across, self.window[0], self.window[1], self.channels)
-        x = x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, height, width)
-        return x[:, :, : self.size[0], : self.size[1]] if (height, width) != self.size else x
+        rows = self._rows(x).index_select(1, self.order)
+        return rows.reshape(-1, self.windows, self.window, self.channels)
 
 
 class StridedAttention(ProjectedAttention):
@@ -177,14 +166,21 @@ class HashedAttention(ProjectedAttention):
         directions = torch.randn(channels, -(-buckets // 2), generator=generator, device="cpu")
         self.register_buffer("directions", directions, persistent=False)
         self.register_buffer("places", torch.arange(self.positions, device="cpu"), persistent=False)
-        self.register_buffer("mask", self._mask(), persistent=False)
+        mask = None
+        if self._missing:
+            mask = torch.zeros(self.chunks * self.chunk, device="cpu")
+            mask[self.positions :] = MASKED
+            mask = mask.reshape(self.chunks, 1, self.chunk)
+        self.register_buffer("mask", mask, persistent=False)
 
     def update(self, x: Tensor) -> Tensor:
         """See `Attention`."""
         order = self._order(x)
-        query = self.norm(self._chunked(self.query(x), order))
-        key = self.norm(self._chunked(self.key(x), order))
-        value = self._chunked(self.value(x), order)
+        # The last chunk is filled up with positions that it masks as keys and drops as queries.
+        filled = torch.cat([order, order[:, : self._missing]], 1) if self._missing else order
+        query = self.norm(self._chunked(self.query(x), filled))
+        key = self.norm(self._chunked(self.key(x), filled))
+        value = self._chunked(self.value(x), filled)
         mixed = attend(query, key, value, self.channels**-0.5, self.mask)
         mixed = mixed.reshape(-1, self.chunks * self.chunk, self.channels)
         # A permutation has every index once, so the tensor scattered into is overwritten entirely.
@@ -210,18 +206,20 @@ class HashedAttention(ProjectedAttention):
         keys = (buckets * self.positions + self.places).float()
         return keys.topk(self.positions, dim=1, largest=False).indices
 
-    def _chunked(self, x: Tensor, order: Tensor) -> Tensor:
-        """Cut a map in that order into chunks (B, chunks, n, C), the last one filled with zeros."""
-        rows = take(self._rows(x), order, self.channels)
-        missing = self.chunks * self.chunk - self.positions
-        if missing:
-            rows = F.pad(rows, (0, 0, 0, missing))
+    @property
+    def _missing(self) -> int:
+        return self.chunks * self.chunk - self.positions
+
+    def _chunked(self, x: Tensor, filled: Tensor) -> Tensor:
+        """Cut a map into chunks (B, chunks, n, C), of its positions in that order (B, P)."""
+        rows = take(self._rows(x), filled, self.channels)
         return rows.reshape(-1, self.chunks, self.chunk, self.channels)
 
-    def _mask(self) -> Tensor | None:
-        """Return 0 for positions and `MASKED` for padding, (chunks, 1, n)."""
-        missing = self.chunks * self.chunk - self.positions
-        if not missing:
-            return None
-        row = F.pad(torch.zeros(self.positions, device="cpu"), (0, missing), value=MASKED)
-        return row.reshape(self.chunks, 1, self.chunk)
+
+def _windows(size: Size, window: Size) -> Tensor:
+    """Return the positions of each window, (windows, n) int64, and -1 where it has padding."""
+    down, across = -(-size[0] // window[0]), -(-size[1] // window[1])
+    places = torch.arange(size[0] * size[1], device="cpu").reshape(size)
+    missing = (0, across * window[1] - size[1], 0, down * window[0] - size[0])
+    places = F.pad(places, missing, value=-1).reshape(down, window[0], across, window[1])
+    return places.transpose(1, 2).reshape(down * across, -1)
