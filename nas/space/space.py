@@ -2,19 +2,33 @@
 
 The YAML names its choices once and refers to them as `$name` wherever the architecture, or the
 precision, leaves something open; two references to one name are filled alike. An option may be a
-number, a word, nothing (`null`) or a whole record. Options are written from small to large: the
-first ones together are the anchor `min`, the last ones `max`.
+number, a word, nothing (`null`) or a whole record::
+
+    choices:
+      input: [320, 640]                                # labels are derived: 320 and 640
+      insertion:                                       # or given: none and P5
+        none: {}
+        P5: {P5: {tokens: $k}}                         # an option may refer to other choices
+      k: [16, 64]
+      width: {small: {p3: 32, p4: 64}, large: {p3: 64, p4: 128}}
+    architecture:
+      input: $input
+      attention: $insertion
+      backbone: {P3: {channels: $width.p3, ...}, ...}  # one field of a record
+
+Options are written from small to large: the first ones together are the anchor `min`, the last ones
+`max`. A token count that a choice gives means all positions where a smaller map has fewer; one that
+the architecture states must fit every map that it meets.
 
 A point of the space maps every choice to a *label*: the option as a plain scalar that a database or
 a dashboard can show. Several points may describe one network (attention to 64 of 64 tokens is
-dense attention): compare candidates by digest, not points.
+dense attention; without insertion, k has no effect): compare candidates by digest, not points.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -24,9 +38,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas.errors import ArchitectureError, SpaceError, UnknownNameError, nearest
+from nas.errors import ArchitectureError, InputError, SpaceError, UnknownNameError, nearest
 from nas.space.architecture import Architecture, Candidate, digest_of, validation_message
-from nas.space.attention import fit
+from nas.space.attention import LARGEST_TOPK, fit
+from nas.space.references import Description, Reference, check_references, flatten
 from nas.space.yaml_file import Document, parse_yaml, read_yaml
 
 __all__ = ["Label", "Point", "SearchSpace", "load_space", "shipped_spaces"]
@@ -45,7 +60,7 @@ class _SpaceFile(BaseModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     description: str
-    choices: dict[str, list[Any]] = Field(min_length=1)
+    choices: dict[str, Any] = Field(min_length=1)
     precision: str = "fp32"
     architecture: dict[str, Any]
     anchors: dict[str, dict[str, Any]] = {}
@@ -81,8 +96,7 @@ class SearchSpace:
     @property
     def precisions(self) -> tuple[str, ...]:
         """The precisions that candidates can have."""
-        name = _reference(self._template["precision"])
-        return tuple(self.options[name].values()) if name else (self._template["precision"],)
+        return tuple(dict.fromkeys(self._values(self._template["precision"])))
 
     @cached_property
     def digest(self) -> str:
@@ -100,7 +114,7 @@ class SearchSpace:
         self._check(point)
         filled = self._fill(self._template, point)
         precision = filled.pop("precision")
-        architecture = Architecture.parse(_fitted({**filled, "classes": classes}))
+        architecture = Architecture.parse(self._fitted({**filled, "classes": classes}))
         try:
             return Candidate(architecture=architecture, precision=precision)
         except ValidationError as error:
@@ -124,39 +138,96 @@ class SearchSpace:
         """Return architectures that together hold every option beside the largest others.
 
         Their tensors are as large as any in the space: weights shared by all are made from them.
+        Where an option has no effect beside the largest others (a selection of tokens beside all
+        tokens), points further away show it: the search goes on from every point that describes
+        something which no nearer point does.
         """
         largest = self.anchors["max"]
-        points = [largest, *self.neighbours(largest)]
-        unique = {
-            architecture.digest: architecture
-            for architecture in (self.candidate(point, classes).architecture for point in points)
-        }
-        return list(unique.values())
+        first = self.candidate(largest, classes).architecture
+        found, seen = {first.digest: first}, set(_described(first).items())
+        reached, frontier, nearest_ones = {tuple(largest.values())}, [largest], True
+        while frontier:
+            fresh: list[tuple[Point, Architecture]] = []
+            for point in self._next_to(frontier, reached):
+                architecture = self._buildable(point, classes)
+                if architecture and (nearest_ones or _described(architecture).items() - seen):
+                    fresh.append((point, architecture))
+            for _, architecture in fresh:
+                found.setdefault(architecture.digest, architecture)
+                seen |= _described(architecture).items()
+            frontier, nearest_ones = [point for point, _ in fresh], False
+        return list(found.values())
 
     def point_of(self, candidate: Candidate) -> dict[str, Label] | None:
         """Find a point that describes a candidate, or None if it lies outside the space.
 
-        Choices are settled one after the other. That suffices because the only options that look at
-        another choice are token counts, which look at the input size, and those are settled last.
+        Choices are settled one after the other, again and again while that brings the description
+        nearer; from another anchor, should it end elsewhere.
         """
-        classes = candidate.architecture.classes
-        wanted = _flatten(_plain(candidate))
-        point = dict(self.anchors["min"])
-        for name in sorted(self.choices, key=self._looks_at_input):
-            point[name] = min(
-                self.choices[name],
-                key=lambda label, name=name: _differences(  # type: ignore[misc]
-                    _flatten(_plain(self.candidate({**point, name: label}, classes))), wanted
-                ),
-            )
-        return point if self.candidate(point, classes).digest == candidate.digest else None
+        for start in self.anchors.values():
+            point = self._approach(start, candidate)
+            if point is not None:
+                return point
+        return None
 
     def contains(self, candidate: Candidate) -> bool:
         """Whether some point describes the candidate."""
         return self.point_of(candidate) is not None
 
-    def _looks_at_input(self, name: str) -> bool:
-        return any(isinstance(option, dict) for option in self.options[name].values())
+    def revealing(self, name: str) -> dict[str, Label]:
+        """Return the point nearest to `max` at which a choice is read.
+
+        It is `max` itself unless only other options of other choices refer to the choice.
+        """
+        point = dict(self.anchors["max"])
+        read: set[str] = set()
+        self._fill(self._template, point, read)
+        if name in read:
+            return point
+        parent, label = next(
+            (parent, label)
+            for parent, options in self.options.items()
+            for label in reversed(options)
+            if any(name == one.choice for one in Reference.within(options[label]).values())
+        )
+        return {**self.revealing(parent), parent: label}
+
+    def _next_to(self, points: Iterable[Point], reached: set[Any]) -> Iterator[Point]:
+        """Yield the neighbours of points that were not reached before."""
+        for point in points:
+            for other in self.neighbours(point):
+                key = tuple(other.values())
+                if key not in reached:
+                    reached.add(key)
+                    yield other
+
+    def _buildable(self, point: Point, classes: int) -> Architecture | None:
+        try:
+            return self.candidate(point, classes).architecture
+        except InputError:
+            return None
+
+    def _approach(self, start: Point, candidate: Candidate) -> dict[str, Label] | None:
+        point, left, before = dict(start), self._distance(start, candidate), math.inf
+        while 0 < left < before:
+            before = left
+            for name, labels in self.choices.items():
+                for label in labels:
+                    other = {**point, name: label}
+                    distance = self._distance(other, candidate)
+                    if distance < left:
+                        point, left = other, distance
+        return None if left else point
+
+    def _distance(self, point: Point, candidate: Candidate) -> float:
+        """Count the fields in which what the point describes differs; infinite if it is nothing."""
+        wanted = candidate.architecture
+        try:
+            found = self.candidate(point, wanted.classes)
+        except InputError:
+            return math.inf
+        wrong = _differences(_described(found.architecture), _described(wanted))
+        return wrong + (found.precision != candidate.precision)
 
     def _check(self, point: Point) -> None:
         for name in point:
@@ -171,13 +242,50 @@ class SearchSpace:
                     f"The choice {name!r} has no option {point[name]!r}.", f"Known: {known}."
                 )
 
-    def _fill(self, node: Any, point: Point) -> Any:
+    def _fill(self, node: Any, point: Point, read: set[str] | None = None) -> Any:
         if isinstance(node, Mapping):
-            return {key: self._fill(value, point) for key, value in node.items()}
+            return {key: self._fill(value, point, read) for key, value in node.items()}
         if isinstance(node, list):
-            return [self._fill(value, point) for value in node]
-        name = _reference(node)
-        return node if name is None else self.options[name][point[name]]
+            return [self._fill(value, point, read) for value in node]
+        reference = Reference.of(node)
+        if reference is None:
+            return node
+        if read is not None:
+            read.add(reference.choice)
+        label = point[reference.choice]
+        value = self.options[reference.choice][label]
+        for name in reference.fields:
+            if isinstance(value, str):  # perhaps itself a reference
+                value = self._fill(value, point, read)
+            value = reference.take(value, name, label)
+        return self._fill(value, point, read)
+
+    def _values(self, node: Any) -> Iterator[Any]:
+        """Yield everything that a node may be filled with."""
+        reference = Reference.of(node)
+        if reference is None:
+            yield node
+            return
+        for label, option in self.options[reference.choice].items():
+            values = [option]
+            for name in reference.fields:
+                filled = (one for value in values for one in self._values(value))
+                values = [reference.take(one, name, label) for one in filled]
+            for value in values:
+                yield from self._values(value)
+
+    def _fitted(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Let a choice of k mean all tokens where a small input has fewer."""
+        attention, size = data.get("attention"), _size(data.get("input"))
+        if not isinstance(attention, Mapping) or size is None:
+            return data
+        stated = self._template["attention"]
+        chosen = {
+            level: point
+            for level, point in attention.items()
+            if not _has_tokens(stated, level) and _within_topk(point)
+        }
+        return {**data, "attention": {**attention, **fit(chosen, size)}}
 
 
 def shipped_spaces() -> tuple[str, ...]:
@@ -216,7 +324,7 @@ def _build(document: Document) -> SearchSpace:
             f"{document.where(('architecture', 'classes'))}: the data set decides the classes.",
             "Remove the line.",
         )
-    _check_references(template, options, document)
+    check_references(options, document)
     lowest = {name: next(iter(labels)) for name, labels in options.items()}
     highest = {name: list(labels)[-1] for name, labels in options.items()}
     named = {
@@ -240,13 +348,28 @@ def _refuse_unknown_keys(document: Document) -> None:
             )
 
 
-def _labelled(name: str, values: list[_Option], document: Document) -> dict[Label, _Option]:
+def _labelled(name: str, values: Any, document: Document) -> dict[Label, _Option]:
     where = document.where(("choices", name))
-    if not values:
+    if isinstance(values, Mapping):
+        pairs = [(_label(label), option) for label, option in values.items()]
+    elif isinstance(values, list):
+        pairs = [(_label(option), option) for option in values]
+    else:
+        raise SpaceError(
+            f"{where}: the choice {name!r} is neither a list of options nor a mapping of labels to "
+            f"options, got {values!r}.",
+            f"Write [{values}] for a single option.",
+        )
+    if not pairs:
         raise SpaceError(f"{where}: the choice {name!r} has no options.", "Give at least one.")
-    labelled = {_label(value): value for value in values}
-    if len(labelled) != len(values):
-        raise SpaceError(f"{where}: the choice {name!r} has two equal options.", "Remove one.")
+    labelled = dict(pairs)
+    if len(labelled) != len(pairs):
+        labels = [label for label, _ in pairs]
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise SpaceError(
+            f"{where}: the choice {name!r} has two equal options, or two of the label {twice!r}.",
+            "Remove one, or give labels: {label: option, ...}.",
+        )
     return labelled
 
 
@@ -263,71 +386,43 @@ def _label(option: _Option) -> Label:
     return str(option)
 
 
-def _reference(node: Any) -> str | None:
-    return node[1:] if isinstance(node, str) and node.startswith("$") else None
-
-
-def _check_references(
-    template: Mapping[str, Any], options: Mapping[str, object], document: Document
-) -> None:
-    used = set()
-    for path, value in _flatten(template).items():
-        name = _reference(value)
-        if name is None:
-            continue
-        if name not in options:
-            where = document.where(("architecture", *path))
-            unknown = UnknownNameError.of("choice", name, options)
-            raise SpaceError(f"{where}: {unknown.message}", unknown.remedy)
-        used.add(name)
-    for name in options:
-        if name not in used:
-            raise SpaceError(
-                f"{document.where(('choices', name))}: nothing refers to the choice {name!r}.",
-                f"Write ${name} where it belongs, or remove it.",
-            )
-
-
 def _check_every_option(space: SearchSpace, document: Document) -> None:
     """Build every anchor and every option beside the largest others: a typo costs no training."""
-    largest = space.anchors["max"]
-    for point in [*space.anchors.values(), *space.neighbours(largest)]:
+    points = {f"the anchor {name!r}": point for name, point in space.anchors.items()}
+    for name, labels in space.choices.items():
+        beside = space.revealing(name)
+        for label in labels:
+            points[f"the option {label!r} of the choice {name!r}"] = {**beside, name: label}
+    for what, point in points.items():
         try:
             space.candidate(point, _ANY_CLASSES)
         except (ArchitectureError, SpaceError) as error:
-            edits = {name: label for name, label in point.items() if label != largest.get(name)}
-            names = json.dumps(edits) if edits else "max"
             raise SpaceError(
-                f"{document.name}: the point {names} cannot be built: {error.message}", error.remedy
+                f"{document.name}: {what} cannot be built: {error.message}", error.remedy
             ) from error
 
 
-def _fitted(data: dict[str, Any]) -> dict[str, Any]:
-    """Let a choice of k mean all tokens where a small input has fewer."""
-    attention, image = data.get("attention"), data["input"]
-    if not isinstance(attention, Mapping):
-        return data
-    size = (image, image) if isinstance(image, int) else (image[0], image[1])
-    return {**data, "attention": fit(attention, size)}
+def _size(image: Any) -> tuple[int, int] | None:
+    """Height and width of an input as the YAML states it, or None if it states nonsense."""
+    sides = [image, image] if isinstance(image, int) else image
+    if not isinstance(sides, list) or len(sides) != 2:
+        return None
+    return (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
 
 
-def _plain(candidate: Candidate) -> dict[str, Any]:
-    return {**candidate.architecture.model_dump(mode="json"), "precision": candidate.precision}
+def _has_tokens(attention: Any, level: str) -> bool:
+    point = attention.get(level) if isinstance(attention, Mapping) else None
+    return isinstance(point, Mapping) and isinstance(point.get("tokens"), int)
 
 
-def _flatten(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    items: Any = ()
-    if isinstance(node, Mapping):
-        items = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)
-    else:
-        return {path: node}
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in items:
-        flat |= _flatten(value, (*path, str(key)))
-    return flat
+def _within_topk(point: Any) -> bool:
+    tokens = point.get("tokens") if isinstance(point, Mapping) else None
+    return not isinstance(tokens, int) or tokens <= LARGEST_TOPK
 
 
-def _differences(a: Mapping[tuple[str, ...], Any], b: Mapping[tuple[str, ...], Any]) -> int:
+def _described(architecture: Architecture) -> Description:
+    return flatten(architecture.model_dump(mode="json"))
+
+
+def _differences(a: Description, b: Description) -> int:
     return sum(a.get(path) != b.get(path) for path in a.keys() | b.keys())
