@@ -30,7 +30,7 @@ _LINE_HEIGHT = 15.0
 _TITLE_HEIGHT, _LEGEND_HEIGHT, _MARGIN = 66.0, 56.0, 20.0
 _CORNER = 5.0  # radius at which arrows turn
 
-_INK, _FAINT, _PAPER, _BORDER = "#1f2933", "#56616d", "#ffffff", "#8a96a3"
+_INK, _FAINT, _PAPER, _BORDER = "#1f2933", "#414d5a", "#ffffff", "#8a96a3"
 _STRIPES = ("#f6f8fa", "#eceff3")
 _COLD, _HOT = (255, 255, 255), (255, 163, 72)  # of a box without MACs, and of the dearest
 _ATTENTION = "#8250df"
