@@ -16,8 +16,8 @@ from nas.model.blocks.attention import Attention
 from nas.model.blocks.backbone import Backbone
 from nas.model.blocks.convolution import Unit
 from nas.model.blocks.head import ClassPredictor, Head, distances
-from nas.model.blocks.layers import Conv2d, ConvTranspose2d, Scale, reusing
-from nas.model.blocks.neck import PathAggregation
+from nas.model.blocks.layers import Conv2d, ConvTranspose2d, Scale, WeightedSum, reusing
+from nas.model.blocks.neck import neck
 from nas.space.architecture import LEVELS, STRIDES, Architecture
 
 __all__ = [
@@ -70,7 +70,7 @@ class Detector(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.backbone = Backbone(architecture)
-            self.neck = PathAggregation(architecture)
+            self.neck = neck(architecture)
             self.head = Head(architecture)
         anchors, strides = _grid(architecture)
         self.register_buffer("anchors", anchors, persistent=False)
@@ -212,7 +212,7 @@ def _check_size(images: Tensor, architecture: Architecture) -> None:
 
 def _fuse_children(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, Unit | ClassPredictor):
+        if isinstance(child, Unit | ClassPredictor | WeightedSum):
             setattr(module, name, child.fuse())
         else:
             _fuse_children(child)

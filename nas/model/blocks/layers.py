@@ -11,10 +11,12 @@ Blocks, also those of plug-ins, hold their parameters in these layers only.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import reduce
 from itertools import zip_longest
+from operator import add
 from typing import Self, TypeVar, TypeVarTuple
 
 import torch
@@ -32,6 +34,7 @@ __all__ = [
     "Layout",
     "Scale",
     "Shareable",
+    "WeightedSum",
     "part",
     "reusing",
     "widest",
@@ -46,6 +49,7 @@ _parts: ContextVar[dict[Hashable, nn.Module] | None] = ContextVar("_parts", defa
 
 _BN_EPS = 1e-3  # the YOLO family's
 _BN_MOMENTUM = 0.03
+_SUM_EPS = 1e-4
 
 
 class Shareable(ABC):
@@ -221,6 +225,58 @@ class Scale(nn.Module, Shareable):
         if self.initial != other.initial:
             raise ArchitectureError(f"Scales start at {self.initial:g} and at {other.initial:g}.")
         return type(self)(self.initial)
+
+
+class WeightedSum(nn.Module, Shareable):
+    """Fast normalised fusion: sum_i w_i x_i / (eps + sum_j w_j), with w_i = relu(learned number).
+
+    The numbers start at 1 and eps is 1e-4 (Tan et al., CVPR 2020, section 3.3).
+
+    Args:
+        count: of the terms.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(count))
+
+    def forward(self, *terms: Tensor) -> Tensor:
+        """Add up `count` tensors of one shape."""
+        return _weighted(self._shares().unbind(), terms)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Return the same sum with constants for weights."""
+        return _ConstantSum(self._shares().tolist())
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """See `Shareable`."""
+        return {"weight": ()}
+
+    def widened(self, other: Self) -> Self:
+        """See `Shareable`."""
+        mine, theirs = len(self.weight), len(other.weight)
+        if mine != theirs:
+            raise ArchitectureError(f"Sums of {mine} and of {theirs} terms cannot share weights.")
+        return type(self)(mine)
+
+    def _shares(self) -> Tensor:
+        positive = self.weight.relu()
+        return positive / (positive.sum() + _SUM_EPS)
+
+
+class _ConstantSum(nn.Module):
+    def __init__(self, shares: list[float]) -> None:
+        super().__init__()
+        self.shares = shares
+
+    def forward(self, *terms: Tensor) -> Tensor:
+        return _weighted(self.shares, terms)
+
+
+def _weighted(shares: Sequence[float | Tensor], terms: Sequence[Tensor]) -> Tensor:
+    scaled = [share * term for share, term in zip(shares, terms, strict=True)]
+    return reduce(add, scaled)
 
 
 class Choice(nn.Module):
