@@ -7,7 +7,9 @@ architecture, which stays the source of truth; it is what `nas describe` prints 
 Modules and their arguments, c being the channels that they put out:
 
 ========================================== ===================================================
-Conv, QARepVGG, RepVGG                     c, kernel, stride (and the padding of a 6x6 kernel)
+Conv, QARepVGG, RepVGG                     c, kernel, stride (the padding of a 6x6 kernel; and where
+                                           nothing is activated padding 0, groups 1, dilation 1,
+                                           False)
 C2f                                        c, shortcut (groups 1, hidden / c where it is not 1/2)
 QARepVGGCSP, RepVGGCSP, ConvCSP, plug-ins  c, hidden, shortcut, concat_intermediates
 SPPF, SPP                                  c, kernel or kernels (hidden where it is not c/2)
@@ -34,7 +36,7 @@ from typing import Any
 
 from nas.space.architecture import Architecture, Fusion, Pooling, Stage
 from nas.space.attention import AttentionPoint
-from nas.space.record import Level
+from nas.space.record import LEVELS, Level
 
 __all__ = [
     "ATTENTION",
@@ -85,7 +87,8 @@ HEADS: Mapping[str, str] = MappingProxyType({"decoupled": "Detect", "one_to_one"
 
 UPSAMPLE, TRANSPOSED = "nn.Upsample", "nn.ConvTranspose2d"
 _HEAD_FIELDS = ("channels", "box_channels", "depth", "stem", "bins")
-_BELOW = {"P4": "P3", "P3": "P2"}
+_ABOVE = {"P3": "P4", "P4": "P5"}
+_BELOW = {"P3": "P2", "P4": "P3"}
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,11 @@ class _Rows:
     def reduction(self, source: int, channels: int, level: str, role: str, part: str) -> int:
         return self.convolution(source, "conv", (channels, 1, 1), level, role, part)
 
+    def projection(self, source: int, channels: int, level: str, part: str) -> int:
+        """Add a 1x1 convolution without activation."""
+        shape, arguments = self.shape(channels, level), (channels, 1, 1, 0, 1, 1, False)
+        return self.add((source,), "Conv", arguments, shape, f"{level} projected", part)
+
     def fusion(self, source: int, spec: Fusion, level: str, role: str, part: str) -> int:
         module, arguments = _fusion(spec)
         shape = self.shape(spec.channels, level)
@@ -232,6 +240,8 @@ def _backbone(rows: _Rows) -> dict[str, int]:
 def _neck(rows: _Rows, features: dict[str, int]) -> tuple[int, int, int]:
     """Add the neck; return where P3, P4, P5 come out."""
     neck = rows.architecture.neck
+    if neck.kind == "bifpn":
+        return _weighted_pyramid(rows, features)
     step = _reduced_step if neck.reduce else _plain_step
     p5 = rows.attention(features["P5"], "P5")
     kept5, p4 = step(rows, "P4", p5, features)
@@ -259,7 +269,7 @@ def _reduced_step(
     neck = rows.architecture.neck
     spec: Fusion = getattr(neck.top_down, level)
     part, role, width = f"neck.top_down.{level}", f"top-down {level}", spec.channels
-    above, below = {"P4": "P5", "P3": "P4"}[level], _BELOW[level]
+    above, below = _ABOVE[level], _BELOW[level]
     kept = rows.reduction(deep, width, above, f"{above} reduced", f"{part}.reduce_deep")
     up = rows.upsample(kept, level, f"up to {level}", f"{part}.upsample")
     skip = rows.reduction(features[level], width, level, f"{level} reduced", f"{part}.reduce_skip")
@@ -284,6 +294,55 @@ def _bottom_up_step(rows: _Rows, level: str, fine: int, kept: int) -> int:
     down = rows.convolution(fine, neck.convolution, size, level, f"down to {level}", f"{part}.down")
     joined = rows.concat((down, kept), level, f"joined at {level}")
     return rows.fusion(joined, spec, level, role, f"{part}.block")
+
+
+def _weighted_pyramid(rows: _Rows, features: dict[str, int]) -> tuple[int, int, int]:
+    """Add the neck of `nas.model.blocks.neck_bifpn`; return where P3, P4, P5 come out."""
+    widths = zip(LEVELS, rows.architecture.neck_channels, strict=True)
+    taken = {**features, "P5": rows.attention(features["P5"], "P5")}
+    p3, p4, p5 = (
+        rows.projection(taken[level], width, level, f"neck.project.{level}")
+        for level, width in widths
+    )
+    for number in range(rows.architecture.neck.repeats):
+        attend = rows.attention if number == 0 else _pass_on
+        part = f"neck.layers.{number}"
+        down, up = f"{part}.top_down", f"{part}.bottom_up"
+        top4 = attend(_weighted_node(rows, "P4", down, ("same", p4), ("up", p5)), "P4")
+        p3 = attend(_weighted_node(rows, "P3", down, ("same", p3), ("up", top4)), "P3")
+        p4 = _weighted_node(rows, "P4", up, ("same", p4), ("same", top4), ("down", p3))
+        p5 = _weighted_node(rows, "P5", up, ("same", p5), ("down", p4))
+    return p3, p4, p5
+
+
+def _weighted_node(rows: _Rows, level: str, path: str, *terms: tuple[str, int]) -> int:
+    """Add what brings terms to the level and width of a node, their sum, and the fusion."""
+    direction = path.rpartition(".")[2]
+    spec: Fusion = getattr(getattr(rows.architecture.neck, direction), level)
+    part, role = f"{path}.{level}", f"{direction.replace('_', '-')} {level}"
+    found = tuple(
+        _term(rows, level, spec.channels, way, source, f"{part}.terms.{index}")
+        for index, (way, source) in enumerate(terms)
+    )
+    shape = rows.shape(spec.channels, level)
+    total = rows.add(found, "WeightedSum", (), shape, f"summed at {level}", f"{part}.sum")
+    return rows.fusion(total, spec, level, role, f"{part}.block")
+
+
+def _term(rows: _Rows, level: str, width: int, way: str, source: int, part: str) -> int:
+    if way == "down":
+        kind, size = rows.architecture.neck.convolution, (width, 3, 2)
+        return rows.convolution(source, kind, size, level, f"down to {level}", part)
+    fits = rows.channels(source) == width
+    if way == "same":
+        return source if fits else rows.projection(source, width, level, part)
+    if not fits:
+        source = rows.projection(source, width, _ABOVE[level], f"{part}.0")
+    return rows.upsample(source, level, f"up to {level}", f"{part}.1")
+
+
+def _pass_on(source: int, _level: Level) -> int:
+    return source
 
 
 def _fusion(spec: Fusion) -> tuple[str, tuple[Any, ...]]:

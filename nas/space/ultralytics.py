@@ -89,7 +89,7 @@ def _comments(architecture: Architecture, listed: tuple[Layer, ...]) -> list[str
 
 
 def _widths(listed: tuple[Layer, ...]) -> list[int]:
-    return [layer.arguments[0] for layer in listed if layer.parts and layer.module != UPSAMPLE][:-1]
+    return [layer.shapes[0][0] for layer in listed if layer.module != "Concat"][:-1]
 
 
 def _in_backbone(layer: Layer) -> bool:

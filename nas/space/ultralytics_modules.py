@@ -35,12 +35,13 @@ _Record = TypeVar("_Record", bound=Record)
 
 
 class Unit(NamedTuple):
-    """A convolution with normalisation and activation."""
+    """A convolution with normalisation, and with activation unless it is linear."""
 
     convolution: str
     channels: int
     kernel: int
     stride: int
+    linear: bool = False
 
 
 class Upsample(NamedTuple):
@@ -255,8 +256,11 @@ def _convolution(call: _Call) -> _Meaning:
             f"a {kernel}x{kernel} kernel must be padded by {(kernel - 1) // 2}, got {usual}",
             f"Write [c, {kernel}, {stride}, {(kernel - 1) // 2}].",
         )
+    for name in ("groups", "dilation"):
+        if call.given[name] != 1:
+            raise call.row.error(f"{name} must be 1, got {call.given[name]}")
     channels = call.given["c"]
-    spec = Unit(convolution, channels, kernel, stride)
+    spec = Unit(convolution, channels, kernel, stride, not call.given["activated"])
     return spec, _Map(channels, call.inputs[0].stride * stride)
 
 
@@ -406,6 +410,9 @@ def _modules() -> dict[str, _Module]:
             _Parameter("kernel", _COUNT, 1),
             _Parameter("stride", _COUNT, 1),
             _Parameter("padding", _NATURAL, None),
+            _Parameter("groups", _COUNT, 1),
+            _Parameter("dilation", _COUNT, 1),
+            _Parameter("activated", _FLAG, default=True),
         ),
         _convolution,
     )

@@ -111,6 +111,8 @@ class _Walk:
         if not isinstance(p5.spec, Fusion) or isinstance(self._source(p5).spec, Unit):
             neck, deepest = self._top_down(p3)
             return {"kind": "fpn", **neck}, deepest
+        if isinstance(self._source(p5).spec, Sum):
+            return self._weighted_pyramid(p3, p4, p5)
         return self._path_aggregation(p3, p4, p5)
 
     def _path_aggregation(self, p3: Node, p4: Node, p5: Node) -> tuple[_Data, Node]:
@@ -164,6 +166,38 @@ class _Walk:
                 self._spec(node, Unit, f"what goes up to {level}, reduced")
                 node = self._source(node)
         return neck, node
+
+    def _weighted_pyramid(self, p3: Node, p4: Node, p5: Node) -> tuple[_Data, Node]:
+        """Return the fields of all repeats, which are alike, and the backbone's last feature."""
+        path = ("neck", "bottom_up")
+        neck: _Data = {"kind": "bifpn", "repeats": 0, "top_down": {}, "bottom_up": {}}
+        neck["bottom_up"]["P4"], _ = self._fusion(p4, "bottom-up P4", (*path, "P4"))
+        while isinstance(p5.spec, Fusion):
+            neck["repeats"] += 1
+            self.places[("neck",)] = p5.row
+            neck["bottom_up"]["P5"], p5, down = self._sum(p5, "bottom-up P5", (*path, "P5"))
+            neck["convolution"] = self._spec(down, Unit, "down to P5").convolution
+            p3 = self._repeat(neck, p3)
+        self._spec(p5, Unit, "P5 projected")
+        return neck, self._source(p5)
+
+    def _repeat(self, neck: _Data, p3: Node) -> Node:
+        """Note the top-down path of a repeat that puts out `p3`, and return the P3 that it took."""
+        path, p3 = ("neck", "top_down"), self._attended(p3, "P3")
+        neck["top_down"]["P3"], before, up = self._sum(p3, "top-down P3", (*path, "P3"))
+        neck["upsample"] = self._spec(up, Upsample, "up to P3").upsample
+        p4 = self._source(up)
+        p4 = self._attended(self._source(p4) if isinstance(p4.spec, Unit) else p4, "P4")
+        neck["top_down"]["P4"], _ = self._fusion(p4, "top-down P4", (*path, "P4"))
+        return before
+
+    def _sum(self, node: Node, role: str, path: tuple[str, ...]) -> tuple[_Data, Node, Node]:
+        """Return the fusion of a weighted sum, and the two terms."""
+        fusion, total = self._fusion(node, role, path)
+        if self._spec(total, Sum, f"what {role} fuses").inputs != 2:
+            raise total.row.error(f"{role} sums 2 terms, got {len(total.row.sources)}")
+        first, second = (self.nodes[source] for source in total.row.sources)
+        return fusion, first, second
 
     def _backbone(self, node: Node) -> _Data:
         """Return the fields of everything behind the feature P5 that the neck takes."""

@@ -105,7 +105,7 @@ def _pooling() -> st.SearchStrategy[dict[str, Any] | None]:
 
 @st.composite
 def _necks(draw: st.DrawFn) -> dict[str, Any]:
-    kind = draw(st.sampled_from(["pan", "fpn"]))
+    kind = draw(st.sampled_from(["pan", "fpn", "bifpn"]))
     fusion = _fusions()
     neck: dict[str, Any] = {
         "kind": kind,
@@ -172,7 +172,7 @@ def _halves_or_keeps(architecture: Architecture) -> bool:
     return kept == (max(1, bottom.P4.channels // 2), max(1, bottom.P5.channels // 2))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(architecture=_architectures())
 def test_ultralytics__round_trip_keeps_the_digest(architecture: Architecture) -> None:
     # Where both rules agree there is one network in two descriptions, and the list cannot tell.
@@ -263,6 +263,28 @@ def _yolo_nas_like() -> Architecture:
     )
 
 
+def _bifpn_like() -> Architecture:
+    def fusion(channels: int) -> dict[str, Any]:
+        return {"block": "c2f", "channels": channels, "hidden": 8}
+
+    return Architecture.parse(
+        {
+            "input": 64,
+            "classes": 3,
+            "stem": {"channels": 8},
+            "backbone": {level: fusion(16) for level in ("P2", "P3", "P4", "P5")},
+            "attention": {"P3": {"kind": "dense"}, "P4": {"tokens": 8}, "P5": {"kind": "aifi"}},
+            "neck": {
+                "kind": "bifpn",
+                "repeats": 2,
+                "top_down": {"P4": fusion(8), "P3": fusion(16)},
+                "bottom_up": {"P4": fusion(16), "P5": fusion(24)},
+            },
+            "head": {"channels": 8},
+        }
+    )
+
+
 def _replaced(old: str, new: str) -> str:
     assert BY_HAND.count(old) >= 1
     return BY_HAND.replace(old, new, 1)
@@ -286,7 +308,7 @@ def _replaced(old: str, new: str) -> str:
         ("Conv, [48, 3, 2]", "Conv, [48, 3, two]", 0, ["stride", "'two'"]),
         ("Conv, [48, 3, 2]", "Conv, [48.5, 3, 2]", 0, ["channels", "48.5"]),
         ("Conv, [48, 3, 2]", "Conv, [true, 3, 2]", 0, ["channels", "True"]),
-        ("Conv, [48, 3, 2]", "Conv, []", 0, ["[c, kernel, stride, padding]", "[]"]),
+        ("Conv, [48, 3, 2]", "Conv, []", 0, ["[c, kernel, stride, padding", "[]"]),
         ("Conv, [48, 3, 2]", "Conv, [48, 3, 3]", 0, ["strides are 1 or 2", "3"]),
         ("Conv, [48, 3, 2]", "Conv, [48, 6, 2]", 0, ["padded by 2", "3"]),
         ("C2f, [96, True]", "C2f, [96, True, 2]", 2, ["group", "2"]),
@@ -405,6 +427,35 @@ def test_from_ultralytics__names_the_line_of_a_key(text: str, words: list[str]) 
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("layer", "row", "words"),
+    [
+        (14, ["-1", 1, "Conv", [8]], ["from", "'-1'"]),
+        ("summed at P4", {3: [7]}, ["[nothing]", "[7]"]),
+        ("summed at P4", {2: "Concat", 3: [1]}, ["WeightedSum", "Concat"]),
+        ("down to P5", {3: [24, 1, 1]}, ["different sizes", "(24, 4, 4)", "(24, 2, 2)"]),
+        ("down to P5", {3: [16, 3, 2]}, ["different channels", "(24, 2, 2)", "(16, 2, 2)"]),
+        ("P5 projected", {3: [24]}, ["Conv [24, 1, 1, 0, 1, 1, False]", "Conv [24]"]),
+    ],
+)
+def test_from_ultralytics__refuses_another_pyramid(
+    layer: int | str, row: Any, words: list[str]
+) -> None:
+    architecture = _bifpn_like()
+    index = layer
+    if isinstance(layer, str):
+        index = next(each.index for each in layers(architecture) if each.role == layer)
+    data = yaml.safe_load(to_ultralytics(architecture))
+    rows = [*data["backbone"], *data["head"]]
+    changes = row if isinstance(row, dict) else dict(enumerate(row))
+    for place, value in changes.items():
+        rows[int(index)][place] = value
+    with pytest.raises(ArchitectureError) as caught:
+        from_ultralytics(yaml.safe_dump({**data, "head": rows[len(data["backbone"]) :]}))
+    for word in words:
+        assert word in str(caught.value)
+
+
 def test_from_ultralytics__refuses_a_scale_that_is_not_there() -> None:
     with pytest.raises(ArchitectureError, match=r"'x'.*n, m, l"):
         from_ultralytics(BY_HAND, scale="x")
@@ -461,9 +512,10 @@ def _mutate_row(row: list[Any], what: str, place: int, value: Any) -> None:
         row[{"from": 0, "repeats": 1, "module": 2, "argument": 3}[what]] = value
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
-    architecture=st.sampled_from([_yolo_nas_like(), from_ultralytics(BY_HAND)]), steps=_mutations()
+    architecture=st.sampled_from([_yolo_nas_like(), _bifpn_like(), from_ultralytics(BY_HAND)]),
+    steps=_mutations(),
 )
 @example(architecture=_yolo_nas_like(), steps=[("repeats", (1, 0, 10**400))])
 @example(architecture=_yolo_nas_like(), steps=[("argument", (1, 0, 10**400))])
