@@ -178,9 +178,9 @@ def _in_processes(
         waiting: set[Future[Outcome | NasError]] = set(futures)
         while waiting:
             ended, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
+            yield from ((futures[future], _result(future)) for future in ended)
             done = len(futures) - len(waiting)
             hear(steps.value, f"{done} of {len(futures)} trained, {workers} at a time")
-            yield from ((futures[future], _result(future)) for future in ended)
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)

@@ -19,7 +19,7 @@ from nas.accuracy.augment import Augmentation
 from nas.accuracy.loss import LossWeights
 from nas.accuracy.training import Recipe
 from nas.errors import InputError, SpaceError, UnknownNameError
-from nas.space.architecture import Architecture, Candidate, digest_of
+from nas.space.architecture import Architecture, Candidate, Precision, digest_of
 from nas.space.space import Label, Point, SearchSpace, load_space
 
 __all__ = [
@@ -372,6 +372,8 @@ def _subject_of_file(path: Path, space: str | None) -> tuple[SearchSpace, Point]
 
 
 def _at_precision(variants: Sequence[Variant], precision: str) -> list[Variant]:
+    if precision not in get_args(Precision):
+        raise UnknownNameError.of("precision", precision, get_args(Precision))
     if len({one.candidate.precision for one in variants}) > 1:
         raise InputError(
             f"The precision cannot be {precision} for all variants where it is varied.",

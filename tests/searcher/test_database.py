@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import optuna
 import pytest
 import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +23,7 @@ from nas.latency.hardware import Environment
 from nas.latency.oracle import Latency
 from nas.searcher.connection import LockedError, exclusive, parse_url, sqlite_path, sqlite_url
 from nas.searcher.database import Database
-from nas.searcher.migrations import VERSION_TABLE
+from nas.searcher.migrations import VERSION_TABLE, _config
 from nas.searcher.tables import LatencyRow, Row
 
 ENVIRONMENT = Environment(
@@ -91,6 +92,28 @@ def test_database__migrations_make_what_the_models_say(database):
             connection, opts={"version_table": VERSION_TABLE, "compare_type": True}
         )
         assert compare_metadata(context, Row.metadata) == []
+
+
+def test_database__the_first_schema_is_upgraded_and_keeps_its_rows(url):
+    old = sqlalchemy.create_engine(parse_url(url))
+    with old.begin() as connection:
+        command.upgrade(_config(connection), "0001")
+        values = {
+            "digest": "a" * 16,
+            "space": "s",
+            "text": "stem: 16",
+            "created": datetime.now(UTC),
+        }
+        connection.execute(Row.metadata.tables["nas_architectures"].insert().values(**values))
+    assert "nas_ablations" not in tables(url)
+    with Database(url) as database:
+        assert database.find_architecture("a" * 16).text == "stem: 16"
+        assert database.ablations("s").empty
+        with database.engine.begin() as connection:
+            command.downgrade(_config(connection), "0001")
+    assert "nas_ablations" not in tables(url)
+    assert "nas_architectures" in tables(url)
+    old.dispose()
 
 
 def test_database__moves_in_with_optuna_and_leaves_it_alone(url):
@@ -433,6 +456,48 @@ def test_runs__one_that_never_ended_was_interrupted(database):
         database.end_run(last, "excellent")
 
 
+def ablation_values(digest, accuracy_id):
+    names = {"variant": "p4=dense", "kind": "choice", "changed": "p4", "before": "none"}
+    told = {"latency_ms": 2.5, "latency_low_ms": 2.4, "latency_high_ms": 2.6}
+    known = {"latency_source": "measured", "environment": ENVIRONMENT.digest, "recipe": "r"}
+    cost = {"iterations": 3, "seconds": 1.5, "recipe_values": {"loss": {"box": 2.5}}}
+    what = {"architecture": digest, "precision": "int8", "accuracy_id": accuracy_id}
+    return {**names, **told, **known, **cost, **what, "after": "dense", "position": 1}
+
+
+def test_ablations__a_variant_has_one_row_for_each_seed(database):
+    digest = add_architecture(database)
+    accuracy_id = database.add_accuracy(digest, "int8", ACCURACY, data="d")
+    values = ablation_values(digest, accuracy_id)
+    for seed, resampled in ((2**40, [0.1, 0.2]), (0, [0.3]), (0, [0.4])):
+        database.add_ablation("s", seed=seed, resampled=resampled, **values)
+    database.add_ablation("s", seed=0, resampled=[], **values | {"variant": "b", "position": 0})
+    database.add_ablation("another", seed=0, resampled=[], **values)
+    table = database.ablations("s")
+    assert table["variant"].tolist() == ["b", "p4=dense", "p4=dense"]
+    assert table["seed"].tolist() == [0, 0, 2**40]
+    assert table["resampled"].tolist() == [[], [0.4], [0.1, 0.2]]
+    assert set(table["map50_95"]) == {0.31}
+    assert set(table["macs"]) == {8_000_000_000}
+    rows = database.ablation_rows("s")
+    assert [row.variant for row in rows] == ["p4=dense", "p4=dense", "b"]
+    assert rows[0].recipe_values == {"loss": {"box": 2.5}}
+
+
+def test_ablation__needs_a_stored_architecture(database):
+    with pytest.raises(StorageError):
+        database.add_ablation("s", seed=0, resampled=[], **ablation_values("unknown", None))
+    assert database.ablations("s").empty
+
+
+def test_latest_run__of_a_search_unless_another_command_is_named(database):
+    search = database.add_run("s", **run_values())
+    other = database.add_run("t", **run_values() | {"command": "ablate"})
+    assert database.latest_run().id == search
+    assert database.latest_run("t") is None
+    assert database.latest_run(None, "ablate").id == database.latest_run("t", "ablate").id == other
+
+
 def test_times__are_utc(database):
     run = database.add_run("s", **run_values())
     database.end_run(run, "finished")
@@ -455,9 +520,13 @@ def test_delete_study__keeps_the_caches_and_other_studies(database):
         database.add_evaluation(study, 0, **values, state="complete")
         database.add_front(study, 0, [], hypervolume=0.0, reference_point=(0, 1))
         database.add_run(study, **run_values())
+        values = ablation_values(digest, accuracy_id)
+        database.add_ablation(study, seed=0, resampled=[], **values)
     database.delete_study("s")
     assert database.evaluations("s").empty
+    assert database.ablations("s").empty
     assert not database.fronts("s")
     assert not database.runs("s")
     assert len(database.evaluations("t")) == len(database.fronts("t")) == len(database.runs("t"))
+    assert len(database.ablations("t")) == 1
     assert database.find_architecture(digest)
