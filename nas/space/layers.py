@@ -104,7 +104,7 @@ class Layer:
         shapes: (C, H, W) of what it puts out; three of them (P3, P4, P5 as it sees them) for the
             head.
         parts: dotted names of the modules of a `nas.model.detector.Detector` that this layer stands
-            for; none for a layer without parameters such as `Concat`.
+            for; none for a `Concat`.
         role: what it is, for a person: `stem`, `P4 features`, `top-down P4`, `attention at P5`.
     """
 

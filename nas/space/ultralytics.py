@@ -80,7 +80,7 @@ def _comments(architecture: Architecture, listed: tuple[Layer, ...]) -> list[str
         "the source of truth: keep its own YAML beside this file.",
     ]
     if custom:
-        lines.append(f"Modules that YOLO does not have: {', '.join(custom)}.")
+        lines.append(f"Modules of our own: {', '.join(custom)}.")
     if any(width % 8 for width in _widths(listed)):
         lines.append("Its parser rounds widths up to multiples of 8; some here are none.")
     if any(side % 32 for side in architecture.input):

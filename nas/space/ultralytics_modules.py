@@ -149,7 +149,8 @@ class _Call:
         try:
             return record.model_validate(fields)
         except ValidationError as error:
-            raise self.row.error(validation_message(error)) from error
+            message = validation_message(error).removeprefix("architecture: ")
+            raise self.row.error(message) from error
 
     def keep_channels(self) -> None:
         """Check that a module that keeps its input's channels says so."""
@@ -157,8 +158,7 @@ class _Call:
         if stated != found:
             raise self.row.error(
                 f"puts out as many channels as it takes, and is given {stated} for an input "
-                f"{self.shape()}",
-                f"Write {found}.",
+                f"{self.shape()}" + (" (by the scale)" if self.context.scale else ""),
             )
 
 

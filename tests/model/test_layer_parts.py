@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from nas.model.detector import Detector
@@ -97,17 +98,17 @@ def test_shapes__are_what_modules_put_out(network: Architecture) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS, indirect=True)
-def test_shapes__of_the_head_are_what_it_takes(network: Architecture) -> None:
+def test_shapes__of_the_head_are_what_the_neck_puts_out(network: Architecture) -> None:
     detector = Detector(network).eval()
-    taken: list[tuple[int, ...]] = []
+    found: list[tuple[int, ...]] = []
 
-    def note(_module: nn.Module, inputs: Any) -> None:
-        taken.extend(tuple(feature.shape[1:]) for feature in inputs[0])
+    def note(_module: nn.Module, _inputs: Any, features: list[Tensor]) -> None:
+        found.extend(tuple(feature.shape[1:]) for feature in features)
 
-    detector.head.register_forward_pre_hook(note)
+    detector.neck.register_forward_hook(note)
     with torch.no_grad():
         detector(torch.rand(1, 3, *network.input))
-    assert layers(network)[-1].shapes == tuple(taken)
+    assert layers(network)[-1].shapes == tuple(found)
 
 
 @pytest.mark.parametrize("network", NETWORKS, indirect=True)
@@ -124,3 +125,32 @@ def test_sources__lead_to_the_shapes(network: Architecture) -> None:
 @pytest.mark.parametrize("network", NETWORKS, indirect=True)
 def test_ultralytics__gives_the_network_back(network: Architecture) -> None:
     assert from_ultralytics(to_ultralytics(network)).digest == network.digest
+
+
+def _yolov8_file() -> str:
+    """YOLOv8's layers in their users' form: backbone, path aggregation, head."""
+    widths, repeats = (128, 256, 512, 1024), (3, 6, 6, 3)
+    backbone: list[Any] = [[-1, 1, "Conv", [64, 3, 2]]]
+    for width, count in zip(widths, repeats, strict=True):
+        backbone += [[-1, 1, "Conv", [width, 3, 2]], [-1, count, "C2f", [width, True]]]
+    backbone.append([-1, 1, "SPPF", [1024, 5]])
+    head: list[Any] = []
+    for source, width in ((6, 512), (4, 256)):
+        head += [[-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, source], 1, "Concat", [1]]]
+        head.append([-1, 3, "C2f", [width]])
+    for source, width in ((12, 512), (9, 1024)):
+        head += [[-1, 1, "Conv", [width // 2, 3, 2]], [[-1, source], 1, "Concat", [1]]]
+        head.append([-1, 3, "C2f", [width]])
+    head.append([[15, 18, 21], 1, "Detect", ["nc"]])
+    scales = {"n": [0.33, 0.25, 1024], "s": [0.33, 0.50, 1024], "m": [0.67, 0.75, 768]}
+    return yaml.safe_dump({"nc": 80, "scales": scales, "backbone": backbone, "head": head})
+
+
+@pytest.mark.parametrize(
+    ("scale", "published"), [("n", 3_157_200), ("s", 11_166_560), ("m", 25_902_640)]
+)
+def test_yolov8__from_its_rows_has_the_published_parameters(scale: str, published: int) -> None:
+    # See test_published.py: 16 of theirs are fixed.
+    with torch.device("meta"):
+        detector = Detector(from_ultralytics(_yolov8_file(), scale=scale))
+    assert sum(p.numel() for p in detector.parameters()) == published - 16
