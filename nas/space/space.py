@@ -138,24 +138,24 @@ class SearchSpace:
         """Return architectures that together hold every option beside the largest others.
 
         Their tensors are as large as any in the space: weights shared by all are made from them.
-        Where an option has no effect beside the largest others (a selection of tokens beside all
-        tokens), points further away show it: the search goes on from every point that describes
-        something which no nearer point does.
+        Some tensors exist beside other options than the largest only (the scores of a learned
+        selection, once not all positions are selected), so the search goes on from every point
+        with a trait that no nearer point has.
         """
         largest = self.anchors["max"]
         first = self.candidate(largest, classes).architecture
-        found, seen = {first.digest: first}, set(_described(first).items())
-        reached, frontier, nearest_ones = {tuple(largest.values())}, [largest], True
+        found, seen = {first.digest: first}, _traits(_plain(first))
+        reached, frontier, beside = {tuple(largest.values())}, [largest], True
         while frontier:
             fresh: list[tuple[Point, Architecture]] = []
             for point in self._next_to(frontier, reached):
                 architecture = self._buildable(point, classes)
-                if architecture and (nearest_ones or _described(architecture).items() - seen):
+                if architecture and (beside or _traits(_plain(architecture)) - seen):
                     fresh.append((point, architecture))
             for _, architecture in fresh:
                 found.setdefault(architecture.digest, architecture)
-                seen |= _described(architecture).items()
-            frontier, nearest_ones = [point for point, _ in fresh], False
+                seen |= _traits(_plain(architecture))
+            frontier, beside = [point for point, _ in fresh], False
         return list(found.values())
 
     def point_of(self, candidate: Candidate) -> dict[str, Label] | None:
@@ -226,7 +226,7 @@ class SearchSpace:
             found = self.candidate(point, wanted.classes)
         except InputError:
             return math.inf
-        wrong = _differences(_described(found.architecture), _described(wanted))
+        wrong = _differences(flatten(_plain(found.architecture)), flatten(_plain(wanted)))
         return wrong + (found.precision != candidate.precision)
 
     def _check(self, point: Point) -> None:
@@ -420,8 +420,26 @@ def _within_topk(point: Any) -> bool:
     return not isinstance(tokens, int) or tokens <= LARGEST_TOPK
 
 
-def _described(architecture: Architecture) -> Description:
-    return flatten(architecture.model_dump(mode="json"))
+def _plain(architecture: Architecture) -> dict[str, Any]:
+    return architecture.model_dump(mode="json")
+
+
+def _traits(node: Any, path: tuple[str, ...] = (), around: tuple[object, ...] = ()) -> set[Any]:
+    """Collect what decides which tensors a network has.
+
+    That is, of every record, its words (kinds, blocks, switches) together with those of the records
+    around it, and every number alone: tensors are named after words, and grow with numbers.
+    """
+    items = list(node.items() if isinstance(node, Mapping) else enumerate(node))
+    words = (*around, *(item for item in items if isinstance(item[1], str | bool)))
+    found: set[Any] = {(path, words)}
+    for key, value in items:
+        inner = (*path, str(key))
+        if isinstance(value, Mapping | list):
+            found |= _traits(value, inner, words)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found.add((inner, value))
+    return found
 
 
 def _differences(a: Description, b: Description) -> int:
