@@ -196,6 +196,16 @@ class Neck(Record):
             raise ValueError(f"fpn has no stride-2 convolution, got {self.convolution}")
         return self
 
+    @model_validator(mode="after")
+    def _halve_only_where_it_matters(self) -> Self:
+        if self.halve and self.bottom_up is not None:
+            kept = self.top_down.P3.channels, self.bottom_up.P4.channels
+            down = self.bottom_up.P4.channels, self.bottom_up.P5.channels
+            if kept == tuple(max(1, channels // 2) for channels in down):
+                # Both rules say the same: one network, one description.
+                object.__setattr__(self, "halve", False)
+        return self
+
 
 class Head(Record):
     """Decoupled, anchor-free: class and box branches of 3x3 convolutions at each level.

@@ -123,9 +123,7 @@ class _Walk:
             self._halves(down5, p4.channels, fusion5["channels"]),
             self._halves(down4, p3.channels, fusion4["channels"]),
         ]
-        # Where both rules give one width, YOLO-NAS reduces and halves, and YOLOv8 does neither.
-        usual = neck["reduce"]
-        neck["halve"] = next((style for style in styles if style is not None), usual)
+        neck["halve"] = any(styles)
         neck["convolution"] = self._spec(down4, Unit, "down to P4").convolution
         return {**neck, "bottom_up": {"P4": fusion4, "P5": fusion5}}, deepest
 
@@ -138,15 +136,15 @@ class _Walk:
         self.places[("neck", "convolution")] = down.row
         return fusion, down
 
-    def _halves(self, down: Node, fine: int, fused: int) -> bool | None:
-        """Say whether a bottom-up convolution halves its fusion's width; None if it may be both."""
+    def _halves(self, down: Node, fine: int, fused: int) -> bool:
+        """Whether a bottom-up convolution halves its fusion's width, other than keeping its own."""
         half = max(1, fused // 2)
         if down.channels not in (fine, half):
             raise down.row.error(
                 f"here as many channels as its input has ({fine}), or half of what its fusion puts "
                 f"out ({half}), are expected, got {down.channels}"
             )
-        return None if fine == half else down.channels == half
+        return down.channels != fine
 
     def _top_down(self, node: Node) -> tuple[_Data, Node]:
         """Return the fields of the top-down path that ends in `node`, and where it starts."""

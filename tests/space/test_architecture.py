@@ -23,8 +23,9 @@ def plain() -> dict[str, Any]:
         "stem": {"channels": 8},
         "backbone": {level: _fusion() for level in ("P2", "P3", "P4", "P5")},
         "neck": {
-            "top_down": {"P4": _fusion(), "P3": _fusion()},
-            "bottom_up": {"P4": _fusion(), "P5": _fusion()},
+            # Where these widths double, halving and keeping are one network.
+            "top_down": {"P4": _fusion(), "P3": _fusion(8)},
+            "bottom_up": {"P4": _fusion(), "P5": _fusion(32)},
         },
         "head": {"channels": 16},
     }
@@ -60,6 +61,7 @@ def test_architecture__is_frozen_and_hashable(plain: dict[str, Any]) -> None:
         ("attention.P4", None),
         ("attention", {}),
         ("pooling", None),
+        ("neck.halve", True),
     ],
 )
 def test_digest__same_network_in_other_words(plain: dict[str, Any], path: str, value: Any) -> None:
