@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +22,42 @@ from nas.latency.hardware import Hardware
 from nas.latency.onnx_export import load_onnx
 from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Runtime
+from nas.model.description import Description
+from nas.model.description import describe as describe_architecture
+from nas.results.ablation import AblationResult
 from nas.results.bench import Bench
 from nas.results.delivery import Delivered, deliver, train_alone
+from nas.searcher.ablation import AblationRequest
+from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.database import Database
 from nas.searcher.evaluation import untrained_onnx
 from nas.searcher.loop import search as run_search
 from nas.searcher.progress import Listener, Silent
 from nas.searcher.request import Request, Workspace, training_recipe
-from nas.searcher.result import StudyResult
+from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.score import Score
 from nas.searcher.setting import open_setting
-from nas.space.architecture import Architecture
+from nas.space.space import Point
+from nas.space.subject import find_anchor, is_file, read_architecture
+from nas.space.ultralytics import to_ultralytics
 from nas.units import Budget
 
-__all__ = ["Found", "export", "front", "measure", "resume", "search", "stored_request", "train"]
+__all__ = [
+    "Found",
+    "ablate",
+    "anchors",
+    "describe",
+    "export",
+    "front",
+    "layer_list",
+    "measure",
+    "resume",
+    "search",
+    "stored_request",
+    "train",
+]
+
+_COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -180,30 +203,95 @@ def export(request: Request, listener: Listener, trial: int | None = None) -> De
         return deliver(setting, result, listener, trial)
 
 
+def layer_list(
+    subject: Request | str | Path, *, trial: int | None = None, classes: int = _COCO_CLASSES
+) -> str:
+    """Write a network as the layer list that YOLO users know; nothing is trained or measured.
+
+    Args:
+        subject: the request of a stored study, or what `describe` takes.
+        trial: of the study; its winner if None.
+        classes: of an anchor; a file says its own.
+
+    Raises:
+        StudyError: there is no such study or trial, or nothing keeps the budget.
+        NasError: the network cannot be read.
+    """
+    if not isinstance(subject, Request):
+        return to_ultralytics(read_architecture(str(subject), classes))
+    with Database(subject.url) as database:
+        row = _load(database, subject).row(trial)
+        return to_ultralytics(candidate_of(row, database).architecture)
+
+
+def describe(subject: str | Path, *, classes: int = _COCO_CLASSES) -> Description:
+    """List the layers of a network with their output shapes, parameters and MACs.
+
+    Args:
+        subject: `space:anchor`, an `architecture.yaml`, or a layer list of YOLO users.
+        classes: of an anchor; a file says its own.
+
+    Raises:
+        ArchitectureError: the file describes no network.
+        SpaceError: the space cannot be read.
+        UnknownNameError: no such space or anchor.
+    """
+    return describe_architecture(read_architecture(str(subject), classes))
+
+
+def ablate(request: AblationRequest, listener: Listener | None = None) -> AblationResult:
+    """Train a network and copies of it that each differ in one thing, and compare them.
+
+    Raises:
+        As `nas.searcher.ablation.ablate`.
+    """
+    name = run_ablation(request, listener or Silent())
+    with Database(request.url) as database:
+        return AblationResult.load(database, name)
+
+
+def anchors(subject: str, space: str | None, names: Sequence[str]) -> dict[str, Point]:
+    """Find named points of the space that a subject belongs to, to compare it with.
+
+    Raises:
+        SpaceError: no space is named, or its file breaks a rule.
+        UnknownNameError: no such space or anchor.
+    """
+    named = space if is_file(subject) or space else subject.rpartition(":")[0]
+    return {name: find_anchor(name, named)[1] for name in names}
+
+
 def measure(
-    path: str | Path,
+    subject: str | Path,
     *,
     hardware: str = "cpu",
     runtime: str | None = None,
     precision: str = "fp32",
 ) -> Latency:
-    """Measure a network: an `architecture.yaml`, or any ONNX file with one image input.
+    """Measure a network.
+
+    Args:
+        subject: any ONNX file with one image input, `space:anchor`, an `architecture.yaml`, or a
+            layer list of YOLO users; without weights, the network has random ones.
+        hardware: device to measure on.
+        runtime: of the engine; the hardware's own if None.
+        precision: of the engine.
 
     Raises:
-        ArchitectureError: the YAML is no architecture.
+        ArchitectureError: the file describes no network.
         ExportError: the ONNX file is broken or has another input.
         EngineError: no engine can be built.
         UnknownNameError: no such hardware, runtime or precision.
     """
-    path = Path(path)
-    if path.suffix in {".yaml", ".yml"}:
-        onnx = untrained_onnx(Architecture.load(path))
-    elif path.suffix == ".onnx":
-        onnx = load_onnx(path)
+    subject = str(subject)
+    if subject.endswith(".onnx"):
+        onnx = load_onnx(Path(subject))
+    elif is_file(subject) or ":" in subject:
+        onnx = untrained_onnx(read_architecture(subject, _COCO_CLASSES))
     else:
         raise InputError(
-            f"Only .yaml and .onnx files can be measured, got {path}.",
-            "Give an architecture.yaml or a model.onnx.",
+            f"A network is a .yaml file, an .onnx file or space:anchor, got {subject!r}.",
+            "Give an architecture.yaml, a model.onnx, or a name such as digits:middle.",
         )
     device = Hardware.named(hardware)
     engine_maker: Runtime = plugins.load("runtimes", runtime or device.runtime)()
@@ -214,7 +302,7 @@ def measure(
 
 
 def train(
-    path: str | Path,
+    subject: str | Path,
     *,
     data: str | None = None,
     iterations: int | None = None,
@@ -225,15 +313,26 @@ def train(
     workspace: str | Path = "studies",
     listener: Listener | None = None,
 ) -> Delivered:
-    """Train an `architecture.yaml` from scratch, measure and score it, and write its bundle.
+    """Train a network from scratch, measure and score it, and write its bundle.
+
+    Args:
+        subject: `space:anchor`, an `architecture.yaml`, or a layer list of YOLO users.
+        data: COCO JSON or YOLO folder; the embedded digits if None.
+        iterations: training steps; those of the recipe if None.
+        hardware: device to measure on.
+        runtime: of the engine; the hardware's own if None.
+        seed: of weights, data order and augmentation.
+        quick: a small recipe.
+        workspace: folder for caches and bundles.
+        listener: hears how it goes.
 
     Raises:
-        ArchitectureError: the YAML is no architecture.
+        ArchitectureError: the file describes no network.
         NasError: the data cannot be read, or the machine fails.
     """
     listener = listener or Silent()
     torch.set_num_threads(1)
-    architecture = Architecture.load(Path(path))
+    read_architecture(str(subject), 1)  # before any work is spent
     place = Workspace(Path(workspace))
     recipe = training_recipe(data, seed, quick=quick)
     if iterations is not None:
@@ -242,6 +341,7 @@ def train(
     maker: Runtime = plugins.load("runtimes", runtime or device.runtime)()
     listener.stage("Read the data", 0)
     dataset = load_dataset(data, place.cache, quick=quick)
+    architecture = read_architecture(str(subject), len(dataset.classes))
     with LatencyOracle(device, maker, precisions=["fp32"]) as oracle:
         bench = Bench(dataset, maker, oracle)
         folder = place.root / f"trained-{architecture.digest}"

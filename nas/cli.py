@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,7 @@ _out = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
 _err = Console(stderr=True)
 
 _WORKSPACE = Path("studies")
+_COCO_CLASSES = 80
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 Storage = Annotated[
@@ -44,6 +47,23 @@ WorkspaceOption = Annotated[
     Path, typer.Option(help="Folder for studies, caches and winners.", file_okay=False)
 ]
 StudyName = Annotated[str | None, typer.Option(help="Name of the study.", show_default="latest")]
+Subject = Annotated[
+    str, typer.Argument(help="architecture.yaml, a YOLO user's layer list, or space:anchor")
+]
+ClassesOption = Annotated[int, typer.Option(help="Classes of an anchor; a file says its own.")]
+Data = Annotated[
+    str | None, typer.Option(help="COCO JSON or YOLO folder.", show_default="the embedded digits")
+]
+Runtime = Annotated[
+    str | None, typer.Option(help="Runtime of the engines.", show_default="the hardware's")
+]
+
+
+class _Format(StrEnum):
+    """What `nas export` writes."""
+
+    bundle = "bundle"
+    ultralytics = "ultralytics"
 
 
 @app.command()
@@ -52,14 +72,9 @@ def search(
     budget: Annotated[
         str | None, typer.Option(help="Hard upper bound on latency, such as 10ms.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="COCO JSON or YOLO folder.", show_default="the embedded digits"),
-    ] = None,
+    data: Data = None,
     space: Annotated[str, typer.Option(help="Name or YAML file of the search space.")] = "digits",
-    runtime: Annotated[
-        str | None, typer.Option(help="Runtime of the engines.", show_default="the hardware's")
-    ] = None,
+    runtime: Runtime = None,
     sampler: Annotated[str, typer.Option(help="tpe, nsga2, gp or random.")] = "tpe",
     evaluations: Annotated[
         int | None,
@@ -166,36 +181,166 @@ def front(
 
 @app.command()
 def export(
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            help="Network to write as a layer list: space:anchor or a YAML file.",
+            show_default="the study's winner",
+        ),
+    ] = None,
     study: StudyName = None,
     trial: Annotated[
         int | None, typer.Option(help="Trial to deliver.", show_default="the winner")
     ] = None,
+    format_: Annotated[
+        _Format,
+        typer.Option("--format", help="A trained bundle, or the layer list that YOLO users know."),
+    ] = _Format.bundle,
+    output: Annotated[
+        Path | None, typer.Option(help="File of the layer list.", show_default="derived")
+    ] = None,
+    classes: ClassesOption = _COCO_CLASSES,
     storage: Storage = None,
     workspace: WorkspaceOption = _WORKSPACE,
 ) -> None:
-    """Fine-tune, build, measure and write the winner of a stored study, or one of its trials."""
+    """Fine-tune, build, measure and write a study's winner; or write any network as layers."""
     from nas import api
     from nas.results.console import LiveProgress, delivered_panel
+    from nas.results.files import write_text
+    from nas.space.subject import subject_name
 
+    if subject is not None:
+        if format_ is not _Format.ultralytics:
+            raise typer.BadParameter(
+                "a network that is not of a study can only be written with --format ultralytics",
+                param_hint="subject",
+            )
+        path = output or workspace / f"{subject_name(subject)}.ultralytics.yaml"
+        write_text(path, api.layer_list(subject, classes=classes))
+        _out.print(f"Layer list: {path}")
+        return
     request = api.stored_request(study, storage, workspace)
+    if format_ is _Format.ultralytics:
+        folder = request.workspace.bundle(str(request.study))
+        path = output or folder / "architecture.ultralytics.yaml"
+        write_text(path, api.layer_list(request, trial=trial))
+        _out.print(f"Layer list: {path}")
+        return
     with LiveProgress(_out) as progress:
         delivered = api.export(request, progress, trial)
     _out.print(delivered_panel(delivered))
 
 
 @app.command()
-def measure(
-    path: Annotated[Path, typer.Argument(help="architecture.yaml or model.onnx")],
-    hardware: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
-    runtime: Annotated[
-        str | None, typer.Option(help="Runtime of the engine.", show_default="the hardware's")
+def describe(
+    subject: Subject,
+    classes: ClassesOption = _COCO_CLASSES,
+    svg: Annotated[
+        Path | None, typer.Option(help="File of the drawing.", show_default="in the workspace")
     ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print plain data instead of the table.")
+    ] = False,
+    workspace: WorkspaceOption = _WORKSPACE,
+) -> None:
+    """List a network's layers with shapes, parameters and MACs, and draw it."""
+    from nas import api
+    from nas.results.description import description_facts, description_table
+    from nas.results.drawing import draw
+    from nas.results.files import write_text
+    from nas.space.alignment import misaligned
+    from nas.space.subject import subject_name
+
+    description = api.describe(subject, classes=classes)
+    path = svg or workspace / f"{subject_name(subject)}.svg"
+    write_text(path, draw(description, subject))
+    if json_:
+        typer.echo(json.dumps(description_facts(description), indent=1))
+        return
+    _out.print(description_table(description, subject))
+    for warning in misaligned(description.architecture):
+        _out.print(f"[yellow]warning:[/] {escape(str(warning))}", highlight=False)
+    _out.print(f"Drawing: {path}")
+
+
+@app.command()
+def ablate(
+    subject: Annotated[str, typer.Argument(help="Baseline: space:anchor, or a YAML file.")],
+    space: Annotated[
+        str | None, typer.Option(help="Space of the choices.", show_default="the subject's")
+    ] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="A choice of the space, or CHOICE=A,B; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="FIELD=A,B of the training recipe; repeatable.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another anchor of the space; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each variant.")] = 3,
+    iterations: Annotated[
+        int | None, typer.Option(help="Training steps.", show_default="the recipe's")
+    ] = None,
+    data: Data = None,
+    hardware: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
+    runtime: Runtime = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the engines.", show_default="the space's")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings side by side.")] = 1,
+    study: Annotated[str | None, typer.Option(help="Name; an existing study is continued.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small recipe.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of table and figure.", show_default="in workspace")
+    ] = None,
+    storage: Storage = None,
+    workspace: WorkspaceOption = _WORKSPACE,
+) -> None:
+    """Change one thing at a time around a network: train, measure and compare."""
+    from nas import api
+    from nas.results.ablation import ablation_table, write_ablation
+    from nas.results.console import LiveProgress
+    from nas.searcher.ablation import AblationRequest
+    from nas.searcher.request import Workspace
+    from nas.searcher.variants import Changes
+
+    request = AblationRequest(
+        subject=subject,
+        changes=Changes.parse(vary or (), recipe or (), api.anchors(subject, space, against or ())),
+        space=space,
+        seeds=seeds,
+        iterations=iterations,
+        data=data,
+        study=study,
+        storage=storage,
+        workspace=Workspace(workspace),
+        precision=precision,
+        hardware=hardware,
+        runtime=runtime,
+        quick=quick,
+        jobs=jobs,
+    )
+    with LiveProgress(_out) as progress:
+        result = api.ablate(request, progress)
+    _out.print(ablation_table(result))
+    for path in write_ablation(result, output or request.workspace.bundle(result.study)):
+        _out.print(f"Written: {path}")
+
+
+@app.command()
+def measure(
+    subject: Annotated[
+        str, typer.Argument(help="model.onnx, architecture.yaml, a layer list, or space:anchor")
+    ],
+    hardware: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
+    runtime: Runtime = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 on OpenVINO.")] = "fp32",
 ) -> None:
-    """Measure the latency of an architecture or of any ONNX file with one image input."""
+    """Measure the latency of a network, or of any ONNX file with one image input."""
     from nas import api
 
-    latency = api.measure(path, hardware=hardware, runtime=runtime, precision=precision)
+    latency = api.measure(subject, hardware=hardware, runtime=runtime, precision=precision)
     _out.print(
         f"{latency.ms:.4f} ms, 95 % interval [{latency.low_ms:.4f}, {latency.high_ms:.4f}], "
         f"{latency.source}",
@@ -207,11 +352,8 @@ def measure(
 
 @app.command()
 def train(
-    path: Annotated[Path, typer.Argument(help="architecture.yaml")],
-    data: Annotated[
-        str | None,
-        typer.Option(help="COCO JSON or YOLO folder.", show_default="the embedded digits"),
-    ] = None,
+    subject: Subject,
+    data: Data = None,
     iterations: Annotated[
         int | None, typer.Option(help="Training steps.", show_default="the recipe's")
     ] = None,
@@ -220,13 +362,13 @@ def train(
     quick: Annotated[bool, typer.Option("--quick", help="A small recipe.")] = False,
     workspace: WorkspaceOption = _WORKSPACE,
 ) -> None:
-    """Train an architecture from scratch, and write its bundle."""
+    """Train a network from scratch, and write its bundle."""
     from nas import api
     from nas.results.console import LiveProgress, delivered_panel
 
     with LiveProgress(_out) as progress:
         delivered = api.train(
-            path,
+            subject,
             data=data,
             iterations=iterations,
             hardware=hardware,
