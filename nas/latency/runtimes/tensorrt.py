@@ -26,7 +26,7 @@ from nas.latency.runtimes.tensorrt_device import CudaDevice
 from nas.latency.runtimes.tensorrt_library import Log, Profiler, release, require_supported, trt
 from nas.latency.runtimes.tensorrt_plan import Plan
 
-__all__ = ["TensorRtEngine", "TensorRtRuntime"]
+__all__ = ["BuildSettings", "TensorRtEngine", "TensorRtRuntime"]
 
 _TORCH_TYPES = {
     trt.DataType.FLOAT: torch.float32,

@@ -75,10 +75,11 @@ def build_plan(
     """
     builder = _builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(onnx, network, log)
+    parser = _parsed(onnx, network, log)
     config = _config(builder, settings)
     notes = [_attach_cache(config, cache_file, log)]
     plan = builder.build_serialized_network(network, config)
+    del parser  # it owned the weights until here
     if plan is None:
         raise EngineError(
             f"TensorRT built no engine: {log.last()}.",
@@ -100,10 +101,11 @@ def _builder(log: Log) -> Any:
         ) from error
 
 
-def _parse(onnx: bytes, network: Any, log: Log) -> None:
+def _parsed(onnx: bytes, network: Any, log: Log) -> Any:
+    """Read the graph into the network; the parser, which owns the weights."""
     parser = trt.OnnxParser(network, log)
     if parser.parse(onnx):
-        return
+        return parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     reasons = "; ".join(_parser_error(error) for error in errors[:_MOST_ERRORS]) or log.last()
     raise EngineError(

@@ -13,16 +13,20 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from nas.errors import EngineError, MissingPackageError
+from nas.errors import EngineError, InputError, MissingPackageError
 from nas.latency.runtimes import base
-from nas.latency.runtimes.tensorrt_audit import Audit, audit, verify
+from nas.latency.runtimes.conformance import RuntimeConformance
+from nas.latency.runtimes.tensorrt_audit import Audit, audit, quantized_share, verify
 from nas.latency.runtimes.tensorrt_cache import CacheKey, TimingCacheFile, default_folder
 from nas.latency.runtimes.tensorrt_device import CudaDevice
 from nas.latency.runtimes.tensorrt_plan import Plan
@@ -30,6 +34,7 @@ from nas.latency.runtimes.tensorrt_plan import Plan
 SOURCES = Path(base.__file__).parent
 STUB = Path(__file__).parent / "tensorrt_stub"
 OURS = "nas.latency.runtimes.tensorrt"
+NEEDING_TENSORRT = (OURS, f"{OURS}_builder", f"{OURS}_library")
 
 
 def _load(name: str) -> ModuleType:
@@ -163,7 +168,6 @@ WRONG = {
 
 def test_bindings__a_wrong_use_is_found(version: str) -> None:
     uses = [use for source in WRONG for use in _uses("tensorrt_builder", source)]
-    # The class of an unknown member is a use of its own, and a right one.
     assert bindings.problems(version, uses) == list(WRONG.values())
 
 
@@ -184,6 +188,7 @@ sys.modules["tensorrt"] = tensorrt_bindings
 from pathlib import Path
 from nas.errors import EngineError
 from nas.latency.runtimes import tensorrt, tensorrt_builder
+from nas.latency.runtimes.conformance import RuntimeConformance
 from nas.latency.runtimes.tensorrt_cache import CacheKey, TimingCacheFile
 from nas.latency.runtimes.tensorrt_library import Log, Profiler, trt
 from nas.latency.runtimes.tensorrt_plan import Plan
@@ -217,19 +222,39 @@ def test_bindings__our_subclasses_and_errors_work_with_them(version: str) -> Non
 # A machine without TensorRT or without a GPU.
 
 
-def test_import__without_the_package_names_the_extra() -> None:
-    if importlib.util.find_spec("tensorrt"):
-        pytest.skip("TensorRT is installed here")
-    with pytest.raises(
-        MissingPackageError, match=r"'tensorrt'.*pip install 'nas-detector\[tensorrt"
-    ):
-        importlib.import_module(OURS)
+def _import_ours(patch: pytest.MonkeyPatch) -> ModuleType:
+    """Import the runtime anew, with whatever `import tensorrt` finds."""
+    for name in NEEDING_TENSORRT:
+        patch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(OURS)
 
 
-def test_device__none_is_an_error() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    with pytest.raises(EngineError, match="torch"):
+def test_import__without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingPackageError, match=r"'tensorrt'.*nas-detector\[tensorrt\]"):
+        _import_ours(monkeypatch)
+
+
+def test_import__without_its_libraries_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
+    (tmp_path / "tensorrt.py").write_text(line, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match=r"libnvinfer\.so\.10"):
+        _import_ours(monkeypatch)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    ("cuda", "reason"), [(None, "a torch with CUDA"), ("13.0", "an NVIDIA GPU")]
+)
+def test_device__none_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, reason: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(EngineError, match=f"TensorRT needs {reason}"):
         CudaDevice()
 
 
@@ -271,8 +296,8 @@ def test_cache__names_that_look_alike_are_kept_apart() -> None:
         lambda content: content + b"x",
         lambda content: content.replace(b"timings", b"tamings"),
         lambda content: content.replace(b"NVIDIA L4", b"NVIDIA T4"),
-        lambda content: b"",
-        lambda content: b"\xff" * 40,
+        lambda _: b"",
+        lambda _: b"\xff" * 40,
     ],
     ids=["short", "long", "changed", "other device", "empty", "noise"],
 )
@@ -530,3 +555,296 @@ def test_plan__broken_files_are_errors(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(EngineError, match=reason):
         Plan.read(tmp_path / "a.plan")
+
+
+# --------------------------------------------------------------------------------------------------
+# What the runtime makes of TensorRT's answers: the fake.
+
+
+class Device:
+    """In the place of `CudaDevice`, with memory of the CPU."""
+
+    name, capability, cuda, stream = "NVIDIA L4", "8.9", "13.0", 7
+    captures, alive = True, True
+
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def synchronize(self) -> None:
+        if not self.alive:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        if not self.captures:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        return launch
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[ModuleType]:
+    """The runtime's module, imported with the fake in the place of TensorRT."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", fake)
+        yield _import_ours(patch)
+    for name in NEEDING_TENSORRT:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def fake_runtime(ours: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    fake.reset()
+    monkeypatch.setattr(ours, "CudaDevice", Device)
+    return ours.TensorRtRuntime(cache_folder=tmp_path)
+
+
+@pytest.fixture
+def engine(fake_runtime: Any, graph: bytes) -> Any:
+    return fake_runtime.build(graph, "fp32")
+
+
+class TestTensorRt(RuntimeConformance):
+    @pytest.fixture
+    def runtime(self, fake_runtime: Any) -> Any:
+        return fake_runtime
+
+
+def test_build__is_strongly_typed_and_as_set(
+    ours: ModuleType, fake_runtime: Any, graph: bytes, tmp_path: Path
+) -> None:
+    settings = ours.BuildSettings(
+        optimization_level=5, workspace_bytes=1 << 20, timing_iterations=3
+    )
+    said = ours.TensorRtRuntime(settings, cache_folder=tmp_path).build(graph, "fp32").describe()
+    config = fake.script.config
+    assert fake.script.network.flags == 1 << fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    assert (config.builder_optimization_level, config.avg_timing_iterations) == (5, 3)
+    assert (config.max_aux_streams, config.profiling_verbosity) == (0, "DETAILED")
+    assert fake.script.pools == {"WORKSPACE": 1 << 20}
+    assert fake.script.flags == set()
+    assert (said["tf32"], said["optimization level"], said["workspace"]) == ("off", "5", "1 MiB")
+    assert (said["device"], said["compute capability"]) == ("NVIDIA L4", "8.9")
+    assert (said["device memory"], said["arithmetic layers"]) == ("3.0 MiB", "1 fp32 of 1 layers")
+    assert "notes" not in said
+
+
+def test_build__tf32_stays_only_if_it_is_asked_for(
+    ours: ModuleType, fake_runtime: Any, graph: bytes, tmp_path: Path
+) -> None:
+    runtime = ours.TensorRtRuntime(ours.BuildSettings(tf32=True), cache_folder=tmp_path)
+    assert runtime.build(graph, "fp32").describe()["tf32"] == "on"
+    assert fake.script.flags == {"TF32"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimization_level": 6},
+        {"optimization_level": -1},
+        {"workspace_bytes": 0},
+        {"timing_iterations": 0},
+    ],
+)
+def test_settings__that_cannot_work_are_refused(ours: ModuleType, values: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=str(*values.values())):
+        ours.BuildSettings(**values)
+
+
+def test_build__parser_errors_name_the_nodes(fake_runtime: Any, graph: bytes) -> None:
+    def error(node: int, operator: str) -> SimpleNamespace:
+        values = {
+            "node": node,
+            "node_name": f"/neck/{operator}_{node}",
+            "node_operator": operator,
+            "desc": "Assertion failed: K <= 3840.\n",
+            "code": "ErrorCode.UNSUPPORTED_NODE",
+        }
+        return SimpleNamespace(**{name: lambda v=value: v for name, value in values.items()})
+
+    fake.script.parser_errors = (error(12, "TopK"), error(40, "NonZero"))
+    with pytest.raises(EngineError) as caught:
+        fake_runtime.build(graph, "fp32")
+    assert caught.value.message == (
+        "TensorRT cannot read this graph: "
+        "node 12 '/neck/TopK_12' (TopK): Assertion failed: K <= 3840 [UNSUPPORTED_NODE]; "
+        "node 40 '/neck/NonZero_40' (NonZero): Assertion failed: K <= 3840 [UNSUPPORTED_NODE]."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("driver", "TensorRT cannot start"),
+        ("builds", "TensorRT built no engine: Could not find any implementation for node X"),
+        ("loads", "TensorRT cannot load the plan"),
+        ("memory", "TensorRT cannot run the engine"),
+        ("accepts", "TensorRT refuses the buffer of 'images'"),
+        ("starts", "TensorRT could not start a run"),
+    ],
+)
+def test_build__every_refusal_is_an_error(
+    fake_runtime: Any, graph: bytes, fault: str, message: str
+) -> None:
+    setattr(fake.script, fault, False)
+    with pytest.raises(EngineError) as caught:
+        fake_runtime.build(graph, "fp32")
+    assert caught.value.message.startswith(message)
+    assert "a kernel was tried" not in caught.value.message
+
+
+def test_build__an_engine_that_stayed_in_fp32_is_an_error(fake_runtime: Any, graph: bytes) -> None:
+    fake.script.inspector = _json_11([_layer("CaskConvolution", [_tensor_11("x", "Float")], [])])
+    with pytest.raises(EngineError, match=r"Asked TensorRT for fp16.* 1 fp32 of 1 layers"):
+        fake_runtime.build(graph, "fp16")
+
+
+def test_build__timings_go_from_build_to_build(
+    fake_runtime: Any, graph: bytes, tmp_path: Path
+) -> None:
+    fake_runtime.build(graph, "fp32")
+    fake_runtime.build(graph, "fp32")
+    assert TimingCacheFile(tmp_path, KEY).read() == (b"++", "")
+
+
+def test_build__a_damaged_cache_is_noted_and_replaced(
+    fake_runtime: Any, graph: bytes, tmp_path: Path
+) -> None:
+    file = TimingCacheFile(tmp_path, KEY)
+    file.path.write_bytes(b"damaged")
+    assert "damaged" in fake_runtime.build(graph, "fp32").describe()["notes"]
+    assert file.read() == (b"+", "")
+
+
+def test_build__a_cache_that_tensorrt_refuses_is_noted_and_replaced(
+    fake_runtime: Any, graph: bytes, tmp_path: Path
+) -> None:
+    file = TimingCacheFile(tmp_path, KEY)
+    file.write(b"of another driver")
+    fake.script.fits = False
+    assert "TensorRT refuses it" in fake_runtime.build(graph, "fp32").describe()["notes"]
+    assert file.read() == (b"+", "")
+
+
+def test_build__dla_only_where_it_is(
+    ours: ModuleType, fake_runtime: Any, graph: bytes, tmp_path: Path
+) -> None:
+    runtime = ours.TensorRtRuntime(ours.BuildSettings(dla_core=1), cache_folder=tmp_path)
+    fake.script.dla_cores = 1
+    with pytest.raises(EngineError, match="DLA core 1, TensorRT finds 1"):
+        runtime.build(graph, "fp32")
+    fake.script.dla_cores = 2
+    assert runtime.build(graph, "fp32").describe()["dla core"] == "1"
+    assert (fake.script.config.default_device_type, fake.script.config.DLA_core) == ("DLA", 1)
+    assert fake.script.flags == {"GPU_FALLBACK"}
+
+
+def test_build__outputs_of_unknown_size_are_an_error(
+    fake_runtime: Any, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fake._engine
+
+    def dynamic(plan: bytes) -> Any:
+        engine = real(plan)
+        engine.get_tensor_shape = lambda _: (-1, 4)
+        return engine
+
+    monkeypatch.setattr(fake, "_engine", dynamic)
+    with pytest.raises(EngineError, match="'images' depends on data"):
+        fake_runtime.build(graph, "fp32")
+
+
+def test_build__int8_needs_quantizers(fake_runtime: Any, graph: bytes) -> None:
+    assert quantized_share(graph) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("release", "supported"),
+    [
+        ("8.6.1", False),
+        ("10.11.0.33", False),
+        ("10.12.0.36", True),
+        ("10.13.3.9.post1", True),
+        ("11.4.0.106", True),
+        ("unknown", False),
+    ],
+)
+def test_runtime__old_releases_are_refused(
+    ours: ModuleType, monkeypatch: pytest.MonkeyPatch, release: str, supported: bool
+) -> None:
+    monkeypatch.setattr(fake, "__version__", release)
+    if supported:
+        assert ours.TensorRtRuntime().version() == release
+    else:
+        with pytest.raises(EngineError, match=rf"must be 10\.12 or newer, this is {release}"):
+            ours.TensorRtRuntime()
+
+
+def test_describe__says_whether_runs_are_captured(
+    ours: ModuleType,
+    fake_runtime: Any,
+    graph: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = np.ones((1, 3, 32, 32), np.float32)
+    captured = fake_runtime.build(graph, "fp32")
+    plain = ours.TensorRtRuntime(cache_folder=tmp_path, cuda_graph=False).build(graph, "fp32")
+    monkeypatch.setattr(Device, "captures", False)
+    fallen_back = fake_runtime.build(graph, "fp32")
+    said = [one.describe()["cuda graph"] for one in (captured, plain, fallen_back)]
+    assert said[:2] == ["yes", "no, not asked for"]
+    assert said[2] == (
+        "no, it cannot be captured: operation not permitted when stream is capturing"
+    )
+    boxes = [one.infer(images)["boxes"] for one in (captured, plain, fallen_back)]
+    assert np.array_equal(boxes[0], boxes[1])
+    assert np.array_equal(boxes[0], boxes[2])
+
+
+def test_run__a_device_that_is_lost_is_an_error(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.bind(np.ones((1, 3, 32, 32), np.float32))
+    monkeypatch.setattr(Device, "alive", False)
+    with pytest.raises(EngineError, match="NVIDIA L4 failed: CUDA error: an illegal memory"):
+        engine.run()
+
+
+def test_run__that_cannot_start_is_an_error(engine: Any) -> None:
+    engine.bind(np.ones((1, 3, 32, 32), np.float32))
+    fake.script.starts = False
+    with pytest.raises(EngineError, match="could not start"):
+        engine.run()
+
+
+def test_profile__is_of_a_context_of_its_own(engine: Any) -> None:
+    with pytest.raises(EngineError, match="bound"):
+        engine.profile()
+    engine.bind(np.ones((1, 3, 32, 32), np.float32))
+    assert engine.profile(runs=3) == {"conv": 0.25}
+    assert engine._context.profiler is None
+
+
+def test_save__a_loaded_engine_is_the_saved_one(
+    fake_runtime: Any, engine: Any, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    engine.save(tmp_path / "a.plan")
+    loaded = fake_runtime.load(tmp_path / "a.plan")
+    assert loaded.describe() == engine.describe()
+    assert np.array_equal(loaded.infer(images)["scores"], engine.infer(images)["scores"])
+
+
+def test_load__a_plan_of_another_release_is_an_error(
+    fake_runtime: Any, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.save(tmp_path / "a.plan")
+    monkeypatch.setattr(fake, "__version__", "11.4.0.106")
+    with pytest.raises(EngineError, match=r"for version 10\.16\.1\.11, this is 11\.4\.0\.106"):
+        fake_runtime.load(tmp_path / "a.plan")
+
+
+def test_save__a_closed_engine_is_an_error(engine: Any, tmp_path: Path) -> None:
+    engine.close()
+    for call in (lambda: engine.save(tmp_path / "a.plan"), engine.inspect, engine.profile):
+        with pytest.raises(EngineError, match="closed"):
+            call()
