@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import SpaceError, UnknownNameError
-from nas.space.space import SearchSpace, load_space, shipped_spaces
+from nas.model.supernet import Supernet
+from nas.space.architecture import Candidate, digest_of
+from nas.space.space import Point, SearchSpace, load_space, shipped_spaces
 
 CLASSES = 10
 SEEDS = st.integers(0, 2**32 - 1)
@@ -39,11 +44,74 @@ architecture:
 anchors:
   wide: {hidden: 16}
 """
+NESTED = """\
+name: nested
+description: Choices within choices, and records of which one field is taken.
+choices:
+  insertion:
+    none: {}
+    P5: {P5: &attention {tokens: $k, selection: $selection, gate: $gate}}
+    P4+P5: {P4: *attention, P5: *attention}
+  k: [4, 9, all]
+  selection: [learned, squared_l2]
+  gate: [none, learned]
+  width: {small: {p3: 16, inner: {p2: 4}}, large: {p3: 24, inner: {p2: 8}}}
+  input: [64, 96]
+  mode: [{engine: bf16}, {engine: fp32}]
+precision: $mode.engine
+architecture:
+  input: $input
+  stem: {channels: 8}
+  backbone:
+    P2: {block: c2f, channels: 8, hidden: $width.inner.p2}
+    P3: {block: c2f, channels: $width.p3, hidden: 4}
+    P4: {block: c2f, channels: 8, hidden: 4}
+    P5: {block: c2f, channels: 8, hidden: 4}
+  attention: $insertion
+  neck:
+    top_down:
+      P4: {block: c2f, channels: 8, hidden: 4}
+      P3: {block: c2f, channels: 8, hidden: 4}
+    bottom_up:
+      P4: {block: c2f, channels: 8, hidden: 4}
+      P5: {block: c2f, channels: 8, hidden: 4}
+  head: {channels: 8}
+"""
 
 
 @pytest.fixture(scope="module")
 def digits() -> SearchSpace:
     return load_space("digits")
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
+    return _load(tmp_path_factory.mktemp("nested"), NESTED)
+
+
+@pytest.fixture(scope="module", params=shipped_spaces())
+def shipped(request: pytest.FixtureRequest) -> SearchSpace:
+    return load_space(request.param)
+
+
+@pytest.fixture(scope="module")
+def nested_supernet(nested: SearchSpace) -> Supernet:
+    return Supernet(nested.covering(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def shipped_supernet(shipped: SearchSpace) -> Supernet:
+    with torch.device("meta"):  # hundreds of millions of weights otherwise
+        return Supernet(shipped.covering(CLASSES))
+
+
+def _every_candidate(space: SearchSpace) -> dict[str, tuple[Point, Candidate]]:
+    points = (
+        dict(zip(space.choices, labels, strict=True))
+        for labels in itertools.product(*space.choices.values())
+    )
+    candidates = [(point, space.candidate(point, CLASSES)) for point in points]
+    return {candidate.digest: (point, candidate) for point, candidate in candidates}
 
 
 def _load(tmp_path: Path, text: str) -> SearchSpace:
@@ -59,13 +127,55 @@ def test_shipped__every_space_loads(name: str) -> None:
     assert space.size > 1
 
 
+@settings(max_examples=25)
 @given(SEEDS)
-def test_sample__lies_in_the_space(digits: SearchSpace, seed: int) -> None:
-    point = digits.sample(np.random.default_rng(seed))
-    candidate = digits.candidate(point, CLASSES)
-    found = digits.point_of(candidate)
+def test_point_of__a_sample_describes_the_same_candidate(shipped: SearchSpace, seed: int) -> None:
+    candidate = shipped.candidate(shipped.sample(np.random.default_rng(seed)), CLASSES)
+    found = shipped.point_of(candidate)
     assert found is not None
-    assert digits.candidate(found, CLASSES).digest == candidate.digest
+    assert shipped.candidate(found, CLASSES) == candidate
+
+
+def test_point_of__every_candidate_of_a_nested_space(nested: SearchSpace) -> None:
+    candidates = _every_candidate(nested)
+    assert len(candidates) < nested.size  # k has no effect without insertion
+    for _, candidate in candidates.values():
+        found = nested.point_of(candidate)
+        assert found is not None
+        assert nested.candidate(found, CLASSES) == candidate
+
+
+def test_candidate__a_choice_within_an_option_not_taken_has_no_effect(nested: SearchSpace) -> None:
+    base = {**nested.anchors["max"], "insertion": "none"}
+    found = {nested.candidate({**base, "k": k}, CLASSES).digest for k in nested.choices["k"]}
+    assert len(found) == 1
+
+
+def test_candidate__fills_within_options_and_takes_fields(nested: SearchSpace) -> None:
+    edits = {"insertion": "P4+P5", "k": 4, "width": "large", "gate": "none"}
+    candidate = nested.candidate({**nested.anchors["min"], **edits, "input": 96}, CLASSES)
+    architecture = candidate.architecture
+    assert (architecture.backbone.P2.hidden, architecture.backbone.P3.channels) == (8, 24)
+    for point in (architecture.attention.P4, architecture.attention.P5):
+        assert point is not None
+        assert (point.tokens, point.selection, point.gate) == (4, "learned", "none")
+    assert architecture.attention.P3 is None
+
+
+def test_precisions__through_fields_of_records(nested: SearchSpace) -> None:
+    assert nested.precisions == ("bf16", "fp32")
+
+
+def test_revealing__reaches_a_choice_that_max_does_not_read(tmp_path: Path) -> None:
+    turned = NESTED.replace("    none: {}\n", "").replace(
+        "  k: [4, 9, all]", "    none: {}\n  k: [4, 9, all]"
+    )
+    space = _load(tmp_path, turned)
+    assert space.anchors["max"]["insertion"] == "none"
+    assert space.revealing("k") == {**space.anchors["max"], "insertion": "P4+P5"}
+    assert space.revealing("input") == space.anchors["max"]
+    with pytest.raises(SpaceError, match="big"):
+        _load(tmp_path, turned.replace("k: [4, 9, all]", "k: [4, big]"))
 
 
 @given(SEEDS)
@@ -116,6 +226,51 @@ def test_covering__holds_every_option(tmp_path: Path) -> None:
     assert len(covering) == 1 + 1 + 1 + 2
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_covering__a_supernet_holds_every_candidate(tmp_path: Path, turned: bool) -> None:
+    text = NESTED
+    if turned:  # the largest others hide more: no insertion, and among all positions
+        text = text.replace("    none: {}\n", "").replace("  k: [", "    none: {}\n  k: [")
+    space = _load(tmp_path, text)
+    with torch.device("meta"):
+        supernet = Supernet(space.covering(CLASSES))
+    for _, candidate in _every_candidate(space).values():
+        supernet.activate(candidate.architecture)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_covering__activated_equals_extracted(
+    nested: SearchSpace, nested_supernet: Supernet, seed: int
+) -> None:
+    point = nested.sample(np.random.default_rng(seed))
+    architecture = nested.candidate(point, CLASSES).architecture
+    images = torch.rand(1, 3, *architecture.input, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        shared = nested_supernet.eval().activate(architecture)(images)
+        alone = nested_supernet.extract(architecture)(images)
+    assert torch.equal(shared.logits, alone.logits)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_covering__of_shipped_spaces_holds_samples(
+    shipped: SearchSpace, shipped_supernet: Supernet, seed: int
+) -> None:
+    point = shipped.sample(np.random.default_rng(seed))
+    shipped_supernet.activate(shipped.candidate(point, CLASSES).architecture)
+
+
+def test_digest__of_the_default_space_never_changes(digits: SearchSpace) -> None:
+    """Stored studies and supernets are found by these."""
+    assert digits.digest == "7bb40343bf03c303"
+    covering = [architecture.canonical() for architecture in digits.covering(CLASSES)]
+    assert digest_of(covering) == "81af185a83a8d7f3"
+
+
+def test_digest__labels_are_names_only(tmp_path: Path) -> None:
+    given = _load(tmp_path, SMALL.replace("hidden: [8, 16]", "hidden: {8: 8, 16: 16}"))
+    assert given.digest == _load(tmp_path, SMALL).digest
+
+
 def test_digest__follows_meaning_not_words(tmp_path: Path) -> None:
     space = _load(tmp_path, SMALL)
     reworded = _load(tmp_path, SMALL.replace("Two stages", "Some stages"))
@@ -128,7 +283,15 @@ def test_digest__follows_meaning_not_words(tmp_path: Path) -> None:
     [
         ("choices:", "choises:", ["line 3", "choises", "'choices'"]),
         ("hidden: [8, 16]", "hidden: []", ["line 5", "hidden"]),
-        ("hidden: [8, 16]", "hidden: [8, 8]", ["line 5", "equal"]),
+        ("hidden: [8, 16]", "hidden: {}", ["line 5", "hidden"]),
+        ("hidden: [8, 16]", "hidden: 8", ["line 5", "hidden", "[8]"]),
+        ("hidden: [8, 16]", "hidden: [8, 8]", ["line 5", "equal", "8"]),
+        ("hidden: [8, 16]", "hidden: {none: 8, null: 16}", ["line 5", "equal", "'none'"]),
+        ("hidden: [8, 16]", "hidden: {a: 8, a: 16}", ["line 5", "'a'", "twice"]),
+        ("hidden: [8, 16]", "hidden: &a [8, *a]", ["line 5", "alias"]),
+        ("hidden: [8, 16]", "hidden: [8, $hidden]", ["line 5", "$hidden -> $hidden"]),
+        ("hidden: [8, 16]", "hidden: [8, $hiden]", ["line 5", "hiden", "'hidden'"]),
+        ("hidden: [8, 16]", f"hidden: [8, {'[' * 500}{']' * 500}]", ["deeper"]),
         ("$input", "$inptu", ["inptu", "'input'"]),
         ("input: $input", "input: 64", ["line 4", "nothing refers"]),
         ("hidden: [8, 16]", "hidden: [8, big]", ["big", "hidden"]),
@@ -147,6 +310,62 @@ def test_load__names_rule_value_and_place(
     assert old in SMALL
     with pytest.raises(SpaceError) as caught:
         _load(tmp_path, SMALL.replace(old, new, 1))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("$width.p3", "$width.p9", ["line 20", "'p9'", "'small'", "'p3'"]),
+        ("$width.p3", "$width.inner.p4", ["line 20", "'p4'", "p2"]),
+        ("$width.p3", "$input.p3", ["line 20", "'p3'", "64"]),
+        ("$width.p3", "$width", ["backbone.P3.channels"]),
+        ("tokens: $k", "tokens: $kk", ["line 6", "'kk'", "'k'"]),
+        ("k: [4, 9, all]", "k: [4, $gate]\n  deep: [$k]", ["line 9", "nothing refers", "deep"]),
+        ("P4+P5: {P4: *", "P6+P5: {P6: *", ["'P6'", "'P5'", "'max'"]),
+        ("k: [4, 9, all]", "k: [4, 9, most]", ["most", "attention.P5"]),
+        ("k: [4, 9, all]", "k: [4, 3841]", ["3841", "3840"]),
+        ("selection: [learned", "selection: [learnt", ["learnt", "'selection'"]),
+    ],
+)
+def test_load__nested_names_rule_value_and_place(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    assert old in NESTED
+    with pytest.raises(SpaceError) as caught:
+        _load(tmp_path, NESTED.replace(old, new, 1))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_load__shows_the_circle_of_choices(tmp_path: Path) -> None:
+    text = NESTED.replace("gate: [none, learned]", "gate: {a: $k, b: learned}").replace(
+        "k: [4, 9, all]", "k: [4, {x: [$selection]}]"
+    )
+    with pytest.raises(SpaceError, match=re.escape("$k -> $selection -> $gate -> $k")):
+        _load(tmp_path, text.replace("selection: [learned, ", "selection: [$gate, "))
+
+
+def test_load__refuses_a_long_chain_of_choices(tmp_path: Path) -> None:
+    chain = "".join(f"  c{n}: [$c{n - 1}]\n" for n in range(1, 400))
+    text = NESTED.replace("  k: [4, 9, all]\n", f"  k: [$c399]\n  c0: [4]\n{chain}")
+    with pytest.raises(SpaceError, match="more than 16 levels"):
+        _load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [(5, ["P5", "5 tokens", "4 positions"]), (9, ["64x64"]), (3841, ["3840", "3841"])],
+)
+def test_load__stated_tokens_must_fit_every_input(
+    tmp_path: Path, tokens: int, words: list[str]
+) -> None:
+    small = re.sub("  attention: .null.*\n", "", SMALL)
+    text = small.replace("{P4: $attention}", f"{{P5: {{tokens: {tokens}}}}}")
+    assert _load(tmp_path, text.replace(f"tokens: {tokens}", "tokens: 4")).size == 4
+    with pytest.raises(SpaceError) as caught:
+        _load(tmp_path, text)
     for word in words:
         assert word in str(caught.value)
 
