@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -75,5 +76,5 @@ def test_check_references__refuses_exactly_what_does_not_end(graph: dict[str, li
         _check(choices)
     shown = str(caught.value).split("circle: ")[1].split(".")[0].split(" -> ")
     assert shown[0] == shown[-1]
-    for one, other in zip(shown, shown[1:], strict=False):
+    for one, other in pairwise(shown):
         assert other[1:] in graph[one[1:]]
