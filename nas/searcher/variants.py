@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from nas.accuracy.assigner import TaskAlignedAssigner
@@ -19,8 +18,9 @@ from nas.accuracy.augment import Augmentation
 from nas.accuracy.loss import LossWeights
 from nas.accuracy.training import Recipe
 from nas.errors import InputError, SpaceError, UnknownNameError
-from nas.space.architecture import Architecture, Candidate, Precision, digest_of
+from nas.space.architecture import Candidate, Precision, digest_of
 from nas.space.space import Label, Point, SearchSpace, load_space
+from nas.space.subject import find_anchor, is_file, read_architecture
 
 __all__ = [
     "BASELINE",
@@ -213,7 +213,7 @@ def find_subject(subject: str, space: str | None = None) -> tuple[SearchSpace, P
     """Find the space and the point that a user calls the baseline.
 
     Args:
-        subject: `space:anchor`, the name of an anchor of `space`, or an architecture's YAML file.
+        subject: `space:anchor`, the name of an anchor of `space`, or the file of a network.
         space: name or path of the space; needed unless the subject names it.
 
     Raises:
@@ -221,17 +221,9 @@ def find_subject(subject: str, space: str | None = None) -> tuple[SearchSpace, P
         UnknownNameError: no such space or anchor.
         ArchitectureError: the file describes no architecture.
     """
-    if subject.endswith((".yaml", ".yml")):
-        return _subject_of_file(Path(subject), space)
-    named, _, anchor = subject.rpartition(":")
-    if not (named or space):
-        raise SpaceError(
-            f"The subject {subject!r} names no space.", f"Write digits:{subject}, or give a space."
-        )
-    found = load_space(named or str(space))
-    if anchor not in found.anchors:
-        raise UnknownNameError.of(f"anchor of the space {found.name!r}", anchor, found.anchors)
-    return found, found.anchors[anchor]
+    if is_file(subject):
+        return _subject_of_file(subject, space)
+    return find_anchor(subject, space)
 
 
 def recipe_fields() -> dict[str, Any]:
@@ -353,10 +345,10 @@ class _Maker:
         return [known[str(text)] for text in texts] or list(known.values())
 
 
-def _subject_of_file(path: Path, space: str | None) -> tuple[SearchSpace, Point]:
-    architecture = Architecture.load(path)
+def _subject_of_file(subject: str, space: str | None) -> tuple[SearchSpace, Point]:
+    architecture = read_architecture(subject, 1)  # a point says nothing of classes
     if space is None:
-        raise SpaceError(f"Which space {path} lies in must be known.", "Give the space.")
+        raise SpaceError(f"Which space {subject} lies in must be known.", "Give the space.")
     found = load_space(space)
     for precision in found.precisions:
         candidate = Candidate.model_validate({"architecture": architecture, "precision": precision})
@@ -364,7 +356,8 @@ def _subject_of_file(path: Path, space: str | None) -> tuple[SearchSpace, Point]
         if point is not None:
             return found, point
     raise SpaceError(
-        f"The architecture {architecture.digest} of {path} lies outside the space {found.name!r}.",
+        f"The architecture {architecture.digest} of {subject} lies outside the space "
+        f"{found.name!r}.",
         "Name the space that it was found in, or one of its anchors: "
         + ", ".join(f"{found.name}:{anchor}" for anchor in found.anchors)
         + ".",
