@@ -1,5 +1,8 @@
 """From a network's raw outputs to detections: score threshold, greedy suppression, at most 100.
 
+Networks that learned to find each object once need no suppression: their best 100 pairs of anchor
+and class are their detections.
+
 Written for batches on a CPU, without torchvision: all pairs of candidates of one image and class
 are compared at once, and the greedy result is recovered by a fixed-point iteration over the few
 pairs that overlap. One image of 525 anchors and 10 classes costs about 0.2 ms of one core.
@@ -70,15 +73,20 @@ class Detections:
         return len(self.boxes)
 
 
-def detect(boxes: _Floats, scores: _Floats) -> Detections:
-    """Turn one image's boxes (A, 4) and scores (A, classes) into detections."""
-    return detect_batch(boxes[None], scores[None])[0]
+def detect(boxes: _Floats, scores: _Floats, *, nms: bool = True) -> Detections:
+    """Turn one image's boxes (A, 4) and scores (A, classes) into detections; see `detect_batch`."""
+    return detect_batch(boxes[None], scores[None], nms=nms)[0]
 
 
-def detect_batch(boxes: _Floats, scores: _Floats) -> list[Detections]:
+def detect_batch(boxes: _Floats, scores: _Floats, *, nms: bool = True) -> list[Detections]:
     """Turn boxes (B, A, 4) and scores (B, A, classes) into the detections of each image.
 
     A box without area, or that is not finite (an overflow of half precision), is no detection.
+
+    Args:
+        boxes: xyxy in pixels.
+        scores: in 0..1.
+        nms: remove duplicates; without, every pair of anchor and class stands for itself.
 
     Raises:
         DatasetError: the shapes do not belong together.
@@ -88,12 +96,15 @@ def detect_batch(boxes: _Floats, scores: _Floats) -> list[Detections]:
             f"Boxes (B, A, 4) and scores (B, A, classes) must agree, got {boxes.shape} and "
             f"{scores.shape}."
         )
-    images, anchors, labels, best = _candidates(boxes, scores)
+    most = MOST_CANDIDATES if nms else MOST_DETECTIONS
+    images, anchors, labels, best = _candidates(boxes, scores, most)
     chosen = boxes[images, anchors]
-    groups = images * scores.shape[2] + labels
-    # Candidates come best first, so a stable sort leaves them so within each group.
-    order = np.argsort(groups, kind="stable")
-    kept = np.sort(order[_unsuppressed(chosen[order], groups[order])])
+    kept = np.arange(len(images))
+    if nms:
+        groups = images * scores.shape[2] + labels
+        # Candidates come best first, so a stable sort leaves them so within each group.
+        order = np.argsort(groups, kind="stable")
+        kept = np.sort(order[_unsuppressed(chosen[order], groups[order])])
     starts = np.searchsorted(images[kept], np.arange(len(boxes) + 1))
     ranges = zip(starts, np.minimum(starts[1:], starts[:-1] + MOST_DETECTIONS), strict=False)
     return [
@@ -137,7 +148,9 @@ def _matched(a: Detections, b: Detections) -> NDArray[np.bool_]:
     return np.asarray((same_class & same_place & same_score).any(axis=1))
 
 
-def _candidates(boxes: _Floats, scores: _Floats) -> tuple[_Indices, _Indices, _Indices, _Floats]:
+def _candidates(
+    boxes: _Floats, scores: _Floats, most: int
+) -> tuple[_Indices, _Indices, _Indices, _Floats]:
     """Return image, anchor, class and score of the best pairs, by image and best first."""
     finite = np.isfinite(boxes).all(axis=2)
     solid = (boxes[:, :, 2:] > boxes[:, :, :2]).all(axis=2)
@@ -145,7 +158,7 @@ def _candidates(boxes: _Floats, scores: _Floats) -> tuple[_Indices, _Indices, _I
         (scores >= SCORE_THRESHOLD) & np.asarray(finite & solid)[:, :, None], scores, 0
     )
     flat = torch.from_numpy(usable.reshape(len(boxes), -1))
-    top, where = (part.numpy() for part in flat.topk(min(MOST_CANDIDATES, flat.shape[1])))
+    top, where = (part.numpy() for part in flat.topk(min(most, flat.shape[1])))
     images, ranks = np.nonzero(top > 0)
     anchors, labels = np.divmod(where[images, ranks], scores.shape[2])
     return images, anchors, labels, top[images, ranks]

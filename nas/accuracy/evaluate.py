@@ -78,6 +78,7 @@ def evaluate(
     weights: Weights,
     artifact: Artifact = "torch",
     batch_size: int = 32,
+    nms: bool = True,
     interval: bool = True,
     seed: int = 0,
 ) -> tuple[Accuracy, list[Detections]]:
@@ -89,6 +90,7 @@ def evaluate(
         weights: recorded in the result.
         artifact: recorded in the result.
         batch_size: 1 for an engine built for one image.
+        nms: remove duplicates; without for a network that finds each object once.
         interval: also compute the bootstrap interval (`low`, `high`): a third of the cost.
         seed: of the bootstrap.
 
@@ -100,7 +102,7 @@ def evaluate(
     """
     found: list[Detections] = []
     for start in range(0, len(split), batch_size):
-        found += detect_batch(*predict(split.images[start : start + batch_size]))
+        found += detect_batch(*predict(split.images[start : start + batch_size]), nms=nms)
     detections = [
         replace(each, boxes=split.to_original(index, each.boxes))
         for index, each in enumerate(found)

@@ -10,12 +10,16 @@ batches, in which nothing overlaps yet, cannot blow it up):
   The first part alone teaches "how much of an object is here" long before "which one": with ten
   classes, nine of ten gradients on an assigned anchor say no. This part compares classes with each
   other only, and ends that plateau within a few hundred iterations.
+
+A head that finds each object once has two sets of predictions; their losses are added. The second
+set is assigned by the same metric with one anchor for each object, so what the two learn to rank
+highest agrees: consistent dual assignments (Wang et al., YOLOv10, NeurIPS 2024, section 3.1).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -70,7 +74,7 @@ class DetectionLoss:
 
     Args:
         weights: of the parts.
-        assigner: chooses the anchors.
+        assigner: chooses the anchors; of predictions that find each object once, the best alone.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
@@ -83,10 +87,19 @@ class DetectionLoss:
             predictions: of B images with A anchors.
             objects: of the same images.
         """
+        parts = self._of(predictions, objects, self.assigner)
+        if predictions.one_to_one is None:
+            return parts
+        once = self._of(predictions.one_to_one, objects, replace(self.assigner, topk=1))
+        return LossParts(*(many + one for many, one in zip(parts, once, strict=True)))
+
+    def _of(
+        self, predictions: Predictions, objects: Objects, assigner: TaskAlignedAssigner
+    ) -> LossParts:
         logits, bins = predictions.logits.float(), predictions.bins.float()
         predictions = predictions._replace(logits=logits, bins=bins)
         boxes = decode(predictions)
-        assignment = self.assigner(
+        assignment = assigner(
             logits.detach().sigmoid(), boxes.detach(), predictions.anchors, objects
         )
         count = objects.present.sum().clamp(1).to(logits.dtype)

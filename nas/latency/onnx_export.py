@@ -26,6 +26,7 @@ from nas import plugins
 from nas.errors import ExportError, MissingPackageError
 from nas.latency.onnx_graph import image_size, onnx_digest, parse_onnx, shape_of
 from nas.latency.runtimes.base import Images, Runtime
+from nas.model.detector import DeployedDetector, suppression
 
 __all__ = [
     "INPUT",
@@ -59,6 +60,8 @@ def export_onnx(module: nn.Module, height: int, width: int, *, slim: bool = Fals
 
     Returns:
         An ONNX model: input `images` float32 (1, 3, H, W), outputs `boxes` and `scores`, opset 19.
+        Of a `DeployedDetector`, the metadata `nms` says where duplicates are removed: `outside` the
+        graph, or nowhere (`none`), because the network finds each object once.
 
     Raises:
         ExportError: the module is in training mode, has an operator that ONNX lacks, or returns
@@ -72,7 +75,10 @@ def export_onnx(module: nn.Module, height: int, width: int, *, slim: bool = Fals
     graph = export_graph(module, torch.zeros(1, 3, height, width), INPUT, OUTPUTS)
     model = onnx_package.load_from_string(graph)
     _check_outputs(model)
-    return _slimmed(model).SerializeToString() if slim else graph
+    model = _slimmed(model) if slim else model
+    if isinstance(module, DeployedDetector):
+        onnx_package.helper.set_model_props(model, {"nms": suppression(module.architecture)})
+    return bytes(model.SerializeToString())
 
 
 def export_graph(

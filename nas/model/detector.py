@@ -6,7 +6,7 @@ import copy
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ __all__ = [
     "Profile",
     "counts",
     "decode",
+    "needs_nms",
     "profile",
+    "suppression",
 ]
 
 _HOLLOW_PARTS = 2048
@@ -42,12 +44,15 @@ class Predictions(NamedTuple):
         bins: logits (B, A, 4, bins) of the distances to left, top, right, bottom, in strides.
         anchors: (A, 2) centres x, y in pixels, of P3, P4, P5, row by row.
         strides: (A,) in pixels.
+        one_to_one: of a head that finds each object once, what is deployed of it, on the same
+            anchors; the fields above are then of the branches that only help to train. Else None.
     """
 
     logits: Tensor
     bins: Tensor
     anchors: Tensor
     strides: Tensor
+    one_to_one: Predictions | None = None
 
 
 class Detector(nn.Module):
@@ -83,14 +88,21 @@ class Detector(nn.Module):
             ArchitectureError: images of another size.
         """
         _check_size(images, self.architecture)
-        logits, bins = self.head(self.neck(self.backbone(images)))
-        return Predictions(
-            logits.transpose(1, 2), bins.permute(0, 3, 1, 2), self.anchors, self.strides
-        )
+        features = self.neck(self.backbone(images))
+        predictions = self._predictions(*self.head.one_to_many(features))
+        if self.head.one_to_one is None:
+            return predictions
+        once = self._predictions(*self.head([feature.detach() for feature in features]))
+        return predictions._replace(one_to_one=once)
 
     def deploy(self) -> DeployedDetector:
         """Return an independent copy in evaluation mode, every unit one convolution."""
         return DeployedDetector(self)
+
+    def _predictions(self, logits: Tensor, bins: Tensor) -> Predictions:
+        return Predictions(
+            logits.transpose(1, 2), bins.permute(0, 3, 1, 2), self.anchors, self.strides
+        )
 
 
 class DeployedDetector(nn.Module):
@@ -104,6 +116,7 @@ class DeployedDetector(nn.Module):
         super().__init__()
         self.architecture = detector.architecture
         twin = copy.deepcopy(detector).eval()
+        twin.head.keep_deployed()
         _fuse_children(twin)
         self.backbone, self.neck, self.head = twin.backbone, twin.neck, twin.head
         steps = torch.arange(self.architecture.head.bins).to(twin.anchors)[None]
@@ -163,14 +176,26 @@ def counts(architecture: Architecture) -> dict[str, Profile]:
         _hollow_parts.clear()
     with torch.device("meta"), reusing(_hollow_parts):
         detector = Detector(architecture)
+    detector.head.keep_deployed()
     _hollow(detector)
+    images = torch.empty(1, 3, *architecture.input, device="meta")
     with torch.no_grad():
-        detector.to("meta")(torch.empty(1, 3, *architecture.input, device="meta"))
+        detector.to("meta").head(detector.neck(detector.backbone(images)))
     found = {"": Profile(0, 4 * architecture.head.bins * len(detector.anchors))}
     for name, module in detector.named_modules():
         if isinstance(module, _StandIn):
             found[name] = Profile(module.held, module.macs)
     return found
+
+
+def needs_nms(architecture: Architecture) -> bool:
+    """Whether a deployed network finds objects more than once: duplicates are removed outside."""
+    return architecture.head.kind != "one_to_one"
+
+
+def suppression(architecture: Architecture) -> Literal["outside", "none"]:
+    """Say where duplicates are removed, in the word that graphs and bundles carry."""
+    return "outside" if needs_nms(architecture) else "none"
 
 
 def decode(predictions: Predictions) -> Tensor:

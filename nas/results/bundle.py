@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import StorageError
 from nas.latency.oracle import Latency
-from nas.model.detector import Detector, profile
+from nas.model.detector import Detector, profile, suppression
 from nas.space.architecture import Candidate
 
 __all__ = ["Bundle", "Provenance", "write_bundle"]
@@ -31,9 +31,17 @@ to fit, top left, the rest filled with grey 114/255 |
 | `boxes` | float32 (1, {anchors}, 4) | left, top, right, bottom in pixels of the input |
 | `scores` | float32 (1, {anchors}, {classes}) | probability of each class, 0..1, independent |
 
+"""
+_DUPLICATES = {
+    "outside": """\
 Non-maximum suppression (IoU 0.65, class by class) is not in the graph; the mAP above includes it,
 the latency does not.
-"""
+""",
+    "none": """\
+No non-maximum suppression is needed: the network finds each object once, and its 100 best pairs of
+box and class are its detections.
+""",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Bundle:
             "architecture": self.candidate.architecture.canonical(),
             "parameters": counts.parameters,
             "macs": counts.macs,
+            "nms": suppression(self.candidate.architecture),
             "latency": self.latency.as_dict(),
             "accuracy": [accuracy.as_dict() for accuracy in self.accuracies],
             "provenance": {
@@ -148,7 +157,8 @@ flatters; the test split was used for this network alone.
 
 ## Input and outputs of `model.onnx`
 
-{_OUTPUTS.format(height=height, width=width, anchors=anchors, classes=architecture.classes)}
+{_OUTPUTS.format(height=height, width=width, anchors=anchors, classes=architecture.classes)}\
+{_DUPLICATES[suppression(architecture)]}
 ## Where the latency was measured
 
 | | |

@@ -19,7 +19,7 @@ from nas.latency.clock import Elapsed
 from nas.latency.onnx_export import export_onnx
 from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Engine, Runtime
-from nas.model.detector import Detector, profile
+from nas.model.detector import Detector, needs_nms, profile
 from nas.model.supernet import Supernet, recalibrate
 from nas.searcher.database import Database
 from nas.space.architecture import Architecture, Candidate
@@ -159,6 +159,7 @@ def score_engine(
             split.resized(height, width),
             weights=weights,
             artifact="engine",
+            nms=needs_nms(candidate.architecture),
             interval=True,
         )
     return accuracy

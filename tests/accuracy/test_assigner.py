@@ -116,6 +116,33 @@ def test_assigner__plain_loops_agree(seed: int, topk: int, beta: float) -> None:
                 assert float(found.quality[image, anchor]) == 0
 
 
+@given(seed=st.integers(0, 10_000), beta=st.sampled_from([1.0, 6.0]))
+@settings(deadline=None, max_examples=40)
+def test_assigner__of_one_anchor_each_shares_none(seed: int, beta: float) -> None:
+    case = _random_case(seed)
+    scores, boxes, _, objects = case
+    once, many = (_assign(case, topk=topk, beta=beta) for topk in (1, 8))
+    for image in range(len(scores)):
+        found = once.foreground[image]
+        owners = once.objects[image][found].tolist()
+        assert len(owners) == len(set(owners))
+        assert all(objects.present[image, owner] for owner in owners)
+        assert bool(owners) == bool(objects.present[image].any())
+        # The same metric decides: whatever is best is among the best.
+        assert many.foreground[image][found].all()
+        overlap = pairwise_iou(objects.boxes, boxes)[image, owners, found.nonzero().flatten()]
+        torch.testing.assert_close(once.quality[image][found], overlap)
+
+
+def test_assigner__of_one_anchor_each_leaves_the_loser_of_a_conflict_without() -> None:
+    anchors = torch.tensor([[10.0, 10.0], [30.0, 30.0]])
+    objects = _objects([(0, [0.0, 0.0, 20.0, 20.0]), (0, [0.0, 0.0, 16.0, 16.0])])
+    boxes = torch.tensor([[[0.0, 0.0, 20.0, 19.0], [20.0, 20.0, 40.0, 40.0]]])
+    found = _assign((torch.full((1, 2, 1), 0.5), boxes, anchors, objects), topk=1)
+    assert found.foreground.tolist() == [[True, False]]
+    assert found.objects[0, 0] == 0
+
+
 def test_assigner__a_box_without_a_centre_gets_the_nearest() -> None:
     anchors = _grid(4, 8)
     objects = _objects([(0, [9.0, 9.0, 11.0, 11.0])])

@@ -79,6 +79,28 @@ def test_detect__twice_changes_nothing(seed: int) -> None:
     np.testing.assert_array_equal(again.scores, once.scores)
 
 
+@settings(deadline=None, max_examples=40)
+@given(seed=_SEEDS, anchors=st.integers(1, 70))
+def test_detect__without_suppression_the_best_pairs_stand_for_themselves(
+    seed: int, anchors: int
+) -> None:
+    boxes, scores = (part[0] for part in _outputs(seed, anchors=anchors))
+    ranked = sorted(np.ndindex(scores.shape), key=lambda each: -scores[each])
+    expected = [pair for pair in ranked if scores[pair] >= SCORE_THRESHOLD][:MOST_DETECTIONS]
+    found = detect(boxes, scores, nms=False)
+    np.testing.assert_array_equal(found.boxes, [boxes[anchor] for anchor, _ in expected])
+    np.testing.assert_array_equal(found.labels, [label for _, label in expected])
+    np.testing.assert_array_equal(found.scores, [scores[each] for each in expected])
+
+
+def test_detect_batch__without_suppression_images_do_not_touch_each_other() -> None:
+    boxes, scores = _outputs(0, images=5)
+    for index, found in enumerate(detect_batch(boxes, scores, nms=False)):
+        alone = detect(boxes[index], scores[index], nms=False)
+        np.testing.assert_array_equal(found.boxes, alone.boxes)
+        np.testing.assert_array_equal(found.scores, alone.scores)
+
+
 def test_detect_batch__images_do_not_touch_each_other() -> None:
     boxes, scores = _outputs(0, images=5)
     for index, found in enumerate(detect_batch(boxes, scores)):

@@ -28,7 +28,7 @@ def _predictions(images: int, seed: int = 0, classes: int = 3, bins: int = 8) ->
 
 
 def _detached(predictions: Predictions) -> Predictions:
-    return Predictions(*(tensor.detach() for tensor in predictions))
+    return predictions._replace(logits=predictions.logits.detach(), bins=predictions.bins.detach())
 
 
 def _objects(*images: list[tuple[int, list[float]]]) -> Objects:
@@ -126,6 +126,15 @@ def test_detection_loss__anchors_one_by_one() -> None:
     expected = sums / divisors * torch.tensor([1.0, 2.0, 0.5, 3.0])
     assert torch.allclose(torch.stack(list(parts)), expected, rtol=1e-4)
     assert float(parts.total) == pytest.approx(float(expected.sum()), rel=1e-4)
+
+
+def test_detection_loss__adds_the_one_to_one_branches_assigned_to_the_best_anchor() -> None:
+    many, once, objects = _predictions(2), _predictions(2, seed=1), _objects(TWO, TWO[:1])
+    both = DetectionLoss()(many._replace(one_to_one=once), objects)
+    first = DetectionLoss()(many, objects)
+    second = DetectionLoss(assigner=TaskAlignedAssigner(topk=1))(once, objects)
+    for total, a, b in zip(both, first, second, strict=True):
+        assert float(total.detach()) == pytest.approx(float((a + b).detach()), rel=1e-6)
 
 
 def test_detection_loss__nothing_to_find_teaches_only_the_background() -> None:

@@ -1,5 +1,10 @@
 """The decoupled, anchor-free head: classes and distances to the four sides of a box.
 
+The one-to-one kind has every level twice: branches that learn to find an object by several anchors,
+as rich supervision for the features, and branches that learn to find it once. The latter take
+features that are detached, so they do not pull at what the former teach (Wang et al., YOLOv10,
+NeurIPS 2024, section 3.1). They alone are deployed, and need no suppression of duplicates.
+
 Each distance is a distribution over bins (Distribution Focal Loss, Li et al., NeurIPS 2020); its
 expectation times the stride is the distance in pixels.
 
@@ -103,27 +108,46 @@ class _Level(nn.Module):
 
 
 class Head(nn.Module):
-    """One independent head for each of P3, P4, P5."""
+    """One independent head for each of P3, P4, P5; two of them if the kind is one-to-one."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        head, act = architecture.head, architecture.activation
-        self.levels = nn.ModuleDict()
-        for index, (level, width) in enumerate(
-            zip(LEVELS, architecture.neck_channels, strict=True)
-        ):
-            sizes = architecture.classes, architecture.tokens_at(level)
-            self.levels[level] = part(f"head.{level}", _Level, head, index, width, *sizes, act)
+        self.levels = _levels(architecture, "head")
+        self.one_to_one: nn.ModuleDict | None = None
+        if architecture.head.kind == "one_to_one":
+            self.one_to_one = _levels(architecture, "head.one_to_one")
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Map three features to logits (B, classes, A) and bins (B, 4, bins, A).
+        """Map three features to what is deployed: logits (B, classes, A), bins (B, 4, bins, A).
 
         Anchors come last, as the convolutions leave them: a softmax over eight values that lie side
         by side takes an engine four times as long as one over eight rows of anchors.
         """
-        levels = zip(self.levels.values(), features, strict=True)
-        logits, bins = zip(*(level(feature) for level, feature in levels), strict=True)
-        return torch.cat(logits, -1), torch.cat(bins, -1)
+        return _joined(self.levels if self.one_to_one is None else self.one_to_one, features)
+
+    def one_to_many(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Map three features to what several anchors for each object say, in the same shapes."""
+        return _joined(self.levels, features)
+
+    def keep_deployed(self) -> None:
+        """Forget the branches that only help to train."""
+        if self.one_to_one is not None:
+            self.levels = nn.ModuleDict()
+
+
+def _levels(architecture: Architecture, place: str) -> nn.ModuleDict:
+    head, act = architecture.head, architecture.activation
+    levels = nn.ModuleDict()
+    for index, (level, width) in enumerate(zip(LEVELS, architecture.neck_channels, strict=True)):
+        sizes = architecture.classes, architecture.tokens_at(level)
+        levels[level] = part(f"{place}.{level}", _Level, head, index, width, *sizes, act)
+    return levels
+
+
+def _joined(levels: nn.ModuleDict, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    found = (level(x) for level, x in zip(levels.values(), features, strict=True))
+    logits, bins = zip(*found, strict=True)
+    return torch.cat(logits, -1), torch.cat(bins, -1)
 
 
 def distances(bins: Tensor, steps: Tensor) -> Tensor:

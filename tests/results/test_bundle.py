@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import pytest
+
+from nas.accuracy.evaluate import Accuracy
+from nas.latency.hardware import Environment
+from nas.latency.onnx_export import export_onnx
+from nas.latency.oracle import Latency
+from nas.model.detector import Detector, profile
+from nas.results.bundle import Bundle, Provenance, card
+from nas.space.architecture import Architecture, Candidate
+
+ENVIRONMENT = Environment(
+    device="a processor",
+    runtime="openvino",
+    runtime_version="1.0",
+    precision="fp32",
+    threads=1,
+    protocol="hot",
+    clock="process CPU time",
+    reference="0" * 16,
+)
+ACCURACY = Accuracy(0.5, 0.7, None, None, None, 8, "validation", "trained", "engine")
+
+
+def _bundle(kind: str) -> Bundle:
+    def fusion(channels: int) -> dict[str, Any]:
+        return {"block": "c2f", "channels": channels, "hidden": 4}
+
+    architecture = Architecture.parse(
+        {
+            "input": 64,
+            "classes": 2,
+            "stem": {"channels": 8},
+            "backbone": {f"P{n}": fusion(8) for n in range(2, 6)},
+            "neck": {"kind": "fpn", "top_down": {"P4": fusion(8), "P3": fusion(8)}},
+            "head": {"channels": 8, "kind": kind},
+        }
+    )
+    detector = Detector(architecture)
+    return Bundle(
+        Candidate(architecture=architecture),
+        detector,
+        export_onnx(detector.deploy(), 64, 64, slim=True),
+        Latency(1.0, 0.9, 1.1, "measured", ENVIRONMENT),
+        (ACCURACY,),
+        Provenance("", None, "", {"name": "d", "digest": "0"}, ("a", "b"), 0, {}, "today"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "nms", "says"),
+    [
+        ("decoupled", "outside", "suppression (IoU 0.65, class by class) is not in the graph"),
+        ("one_to_one", "none", "No non-maximum suppression is needed"),
+    ],
+)
+def test_bundle__says_whether_suppression_is_needed(kind: str, nms: str, says: str) -> None:
+    bundle = _bundle(kind)
+    assert bundle.facts()["nms"] == nms
+    assert says in card(bundle)
+    other = "No non-maximum" if nms == "outside" else "is not in the graph"
+    assert other not in card(bundle)
+    assert {one.key: one.value for one in onnx.load_from_string(bundle.onnx).metadata_props} == {
+        "nms": nms
+    }
+
+
+def test_bundle__of_a_one_to_one_head_counts_what_is_deployed() -> None:
+    bundle = _bundle("one_to_one")
+    counted = profile(bundle.candidate.architecture)
+    assert bundle.facts()["parameters"] == counted.parameters
+    assert counted.parameters < sum(p.numel() for p in bundle.detector.parameters())
