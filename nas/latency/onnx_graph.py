@@ -1,4 +1,4 @@
-"""Reading ONNX graphs: parse bytes, find the image input, name the graph by its digest.
+"""Reading ONNX graphs: parse bytes, find the image input, see who makes and who reads a tensor.
 
 Libraries answer broken bytes with a riddle (OpenVINO says that they are no Paddle model), so graphs
 are read here first, and what is wrong with them is said once, in one way.
@@ -7,15 +7,27 @@ are read here first, and what is wrong with them is said once, in one way.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import onnx as onnx_package
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from nas.errors import ExportError
 
-__all__ = ["image_size", "onnx_digest", "parse_onnx", "reduced_precision", "shape_of"]
+__all__ = [
+    "GraphView",
+    "attribute",
+    "half_weights",
+    "image_size",
+    "onnx_digest",
+    "parse_onnx",
+    "quantized_operators",
+    "shape_of",
+]
 
-_REDUCED_OPERATORS = frozenset({"ConvInteger", "DequantizeLinear", "QLinearConv", "QuantizeLinear"})
+_QUANTIZED_OPERATORS = frozenset(
+    {"ConvInteger", "DequantizeLinear", "QLinearConv", "QuantizeLinear"}
+)
 _HALF_TYPES = frozenset({onnx_package.TensorProto.FLOAT16, onnx_package.TensorProto.BFLOAT16})
 _IMAGE_RANK = 4
 
@@ -71,15 +83,63 @@ def image_size(model: onnx_package.ModelProto) -> tuple[int, int]:
     return shape[2], shape[3]
 
 
-def reduced_precision(model: onnx_package.ModelProto) -> str:
-    """Say what in the graph is not fp32: quantised operators or half weights; empty if nothing."""
-    operators = {node.op_type for node in model.graph.node} & _REDUCED_OPERATORS
-    if operators:
-        return ", ".join(sorted(operators))
-    half = any(weight.data_type in _HALF_TYPES for weight in model.graph.initializer)
-    return "half-precision weights" if half else ""
+def quantized_operators(model: onnx_package.ModelProto) -> tuple[str, ...]:
+    """Return the names of the operators that make a graph an INT8 graph; empty if it has none."""
+    return tuple(sorted({node.op_type for node in model.graph.node} & _QUANTIZED_OPERATORS))
+
+
+def half_weights(model: onnx_package.ModelProto) -> bool:
+    """Say whether any weight is in half precision."""
+    return any(weight.data_type in _HALF_TYPES for weight in model.graph.initializer)
 
 
 def shape_of(value: onnx_package.ValueInfoProto) -> tuple[int, ...]:
     """Return the shape of an input or output; 0 stands for a dynamic side."""
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def attribute(node: onnx_package.NodeProto, name: str, default: Any) -> Any:
+    """Return an attribute of a node, or what ONNX takes if it is absent."""
+    for one in node.attribute:
+        if one.name == name:
+            return onnx_package.helper.get_attribute_value(one)
+    return default
+
+
+class GraphView:
+    """Who makes and who reads each tensor of a graph. It does not follow later changes.
+
+    Attributes:
+        nodes: of the graph, in order.
+        outputs: names of its outputs.
+        constants: tensor -> value; initializers, `Constant` nodes and copies of them.
+    """
+
+    def __init__(self, model: onnx_package.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.outputs = frozenset(one.name for one in model.graph.output)
+        self.constants = {one.name: one for one in model.graph.initializer}
+        self._producers: dict[str, onnx_package.NodeProto] = {}
+        self._readers: dict[str, list[onnx_package.NodeProto]] = {}
+        for node in self.nodes:
+            self._add(node)
+
+    def producer(self, tensor: str) -> onnx_package.NodeProto | None:
+        """Return the node that makes a tensor; None for inputs and initializers."""
+        return self._producers.get(tensor)
+
+    def readers(self, tensor: str) -> list[onnx_package.NodeProto]:
+        """Return the nodes that read a tensor, in order, once for each input that does."""
+        return self._readers.get(tensor, [])
+
+    def _add(self, node: onnx_package.NodeProto) -> None:
+        self._producers |= dict.fromkeys(node.output, node)
+        for tensor in filter(None, node.input):
+            self._readers.setdefault(tensor, []).append(node)
+        # The exporter writes equal weights once, and copies them under their other names.
+        if node.op_type == "Identity" and node.input[0] in self.constants:
+            self.constants[node.output[0]] = self.constants[node.input[0]]
+        elif node.op_type == "Constant" and isinstance(
+            value := attribute(node, "value", None), onnx_package.TensorProto
+        ):
+            self.constants[node.output[0]] = value

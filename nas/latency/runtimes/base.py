@@ -23,9 +23,10 @@ from typing import ClassVar, Self, final
 
 import numpy as np
 import numpy.typing as npt
+from onnx import ModelProto
 
 from nas.errors import EngineError, ExportError, UnknownNameError
-from nas.latency.onnx_graph import image_size, parse_onnx, reduced_precision
+from nas.latency.onnx_graph import half_weights, image_size, parse_onnx, quantized_operators
 
 __all__ = ["Engine", "Images", "Outputs", "Runtime"]
 
@@ -77,6 +78,17 @@ class Engine(ABC):
         if not self._bound:
             self._require_bound()
         self._run()
+
+    def synchronize(self) -> None:
+        """Wait until nothing that `run` started is left to do.
+
+        `run` returns when the outputs are there, so there is nothing to wait for; an engine that
+        works ahead on a device overrides this.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        self._require_open()
 
     @final
     def outputs(self) -> Outputs:
@@ -182,7 +194,8 @@ class Runtime(ABC):
         """Build an engine, and verify that it computes in the precision that was asked for.
 
         Args:
-            onnx: a graph in fp32 with one static input (1, 3, H, W).
+            onnx: a graph with one static input float32 (1, 3, H, W); for `int8` one that
+                `nas.latency.quantization.quantize` wrote, for every other precision one in fp32.
             precision: one of `precisions`.
             threads: threads that it may use.
 
@@ -194,7 +207,7 @@ class Runtime(ABC):
             raise UnknownNameError.of(f"precision of {self.name}", precision, self.precisions)
         if threads < 1:
             raise EngineError(f"An engine needs at least 1 thread, got {threads}.")
-        return self._build(onnx, _input_shape(onnx), precision, threads)
+        return self._build(onnx, _input_shape(onnx, precision), precision, threads)
 
     @abstractmethod
     def _build(
@@ -203,16 +216,34 @@ class Runtime(ABC):
         """Build and verify; the arguments are checked."""
 
 
-def _input_shape(onnx: bytes) -> tuple[int, ...]:
+def _input_shape(onnx: bytes, precision: str) -> tuple[int, ...]:
     """Check that the graph is one that an engine can be built from; its input shape."""
     try:
         model = parse_onnx(onnx)
         size = image_size(model)
     except ExportError as error:
         raise EngineError(error.message, error.remedy) from error
-    if reduced := reduced_precision(model):
+    _check_types(model, precision)
+    return (1, 3, *size)
+
+
+def _check_types(model: ModelProto, precision: str) -> None:
+    """INT8 has its scales in the graph; every other precision is chosen by the builder."""
+    operators = quantized_operators(model)
+    if precision == "int8" and not operators:
         raise EngineError(
-            f"The precision is chosen when an engine is built, but this graph has {reduced}.",
+            "An int8 engine needs a graph that says what is quantised, this one has no "
+            "QuantizeLinear.",
+            "Pass the fp32 graph through nas.latency.quantization.quantize first.",
+        )
+    if precision != "int8" and operators:
+        raise EngineError(
+            f"A graph for {precision} is in fp32, this one has {', '.join(operators)}.",
+            "Build it in int8, or export the network in fp32.",
+        )
+    if half_weights(model):
+        raise EngineError(
+            "The precision is chosen when an engine is built, but this graph has half-precision "
+            "weights.",
             "Export the network in fp32.",
         )
-    return (1, 3, *size)

@@ -6,7 +6,10 @@ Three lines test a runtime::
         runtime_class = MyRuntime
 
 The network in here has every operator that this project's detectors are made of: convolution,
-top-k, gather, attention with layer normalisation and softmax, scatter.
+concatenation, pooling, top-k, gather, attention with layer normalisation and softmax, scatter.
+
+A runtime with `int8` gets the same network with calibrated quantizers. Their rounding is part of
+the graph, so its engine is held against that graph computed literally, and not against torch.
 
 Needs pytest, which the package does not: import this module from tests only.
 """
@@ -24,8 +27,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nas import plugins
 from nas.errors import EngineError, UnknownNameError
 from nas.latency.onnx_export import export_onnx
+from nas.latency.quantization import quantize
 from nas.latency.runtimes.base import Engine, Images, Runtime
 
 __all__ = ["ConformanceNet", "RuntimeConformance"]
@@ -44,13 +49,18 @@ class ConformanceNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.SiLU())
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.merge = nn.Sequential(nn.Conv2d(3 * width, width, 1), nn.SiLU())
         self.norm = nn.LayerNorm(width)
         self.queries_keys = nn.Linear(width, 2 * width)
         self.boxes = nn.Linear(width, 4)
         self.scores = nn.Linear(width, 5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.body(self.stem(images)).flatten(2).transpose(1, 2)  # (B, A, width)
+        stem = self.stem(images)
+        body = stem + self.body(stem)
+        merged = self.merge(torch.cat([stem, body, self.pool(body)], 1))
+        tokens = merged.flatten(2).transpose(1, 2)  # (B, A, width)
         top = tokens.square().sum(2).topk(_TOKENS, dim=1).indices
         index = top.unsqueeze(2).expand(-1, -1, tokens.shape[2])
         chosen = self.norm(tokens.gather(1, index))
@@ -86,13 +96,25 @@ class RuntimeConformance:
     ) -> None:
         images = _images()
         with torch.no_grad():
-            boxes, scores = (out.numpy() for out in network(torch.from_numpy(images)))
+            computed = (out.numpy() for out in network(torch.from_numpy(images)))
+        expected = dict(zip(("boxes", "scores"), computed, strict=True))
         for engine in _engines(runtime, graph):
+            precision = engine.describe()["precision"]
             found = engine.infer(images)
-            exact = engine.describe()["precision"] == "fp32"
             assert list(found) == ["boxes", "scores"]
-            _assert_close(found["boxes"], boxes, exact=exact)
-            _assert_close(found["scores"], scores, exact=exact)
+            if precision == "int8":
+                literal = plugins.load("runtimes", "onnxruntime")()
+                expected = literal.evaluate(_quantized(graph), images)
+            for name, values in found.items():
+                _assert_close(values, expected[name], exact=precision == "fp32")
+
+    def test_build__int8_wants_a_quantized_graph_and_the_others_do_not(
+        self, runtime: Runtime, graph: bytes
+    ) -> None:
+        for precision in runtime.precisions:
+            wrong = graph if precision == "int8" else _quantized(graph)
+            with pytest.raises(EngineError, match="QuantizeLinear"):
+                runtime.build(wrong, precision)
 
     def test_build__says_what_it_was_asked_for(self, runtime: Runtime, graph: bytes) -> None:
         for engine in _engines(runtime, graph):
@@ -159,7 +181,10 @@ class RuntimeConformance:
         engine.infer(_images())
         engine.close()
         engine.close()
-        calls = (engine.run, engine.outputs, engine.describe, lambda: engine.bind(_images()))
+        calls = (
+            *(engine.run, engine.outputs, engine.describe, engine.synchronize),
+            lambda: engine.bind(_images()),
+        )
         for call in calls:
             with pytest.raises(EngineError, match="closed"):
                 call()
@@ -182,8 +207,14 @@ def _engines(runtime: Runtime, graph: bytes) -> list[Engine]:
     for precision in runtime.precisions[1:]:
         # Refusing what the processor cannot do is what the contract asks for.
         with contextlib.suppress(EngineError):
-            engines.append(runtime.build(graph, precision))
+            fitting = _quantized(graph) if precision == "int8" else graph
+            engines.append(runtime.build(fitting, precision))
     return engines
+
+
+@functools.cache
+def _quantized(graph: bytes) -> bytes:
+    return quantize(graph, np.concatenate([_images(seed) for seed in range(4)]))
 
 
 def _images(seed: int = 0) -> Images:

@@ -1,4 +1,6 @@
-"""OpenVINO on the CPU: fp32, and bf16 where the processor computes in it.
+"""OpenVINO on the CPU: fp32, int8, and bf16 where the processor computes in it.
+
+An int8 engine computes its other layers in bf16 where the processor has it, and else in fp32.
 
 OpenVINO treats a precision as a hint and answers a wish that the processor cannot fulfil with
 another kernel, silently. So after compiling, the executable graph is read and the layers that do
@@ -13,15 +15,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import openvino
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nas.errors import EngineError
+from nas.latency.onnx_graph import GraphView, parse_onnx
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
 
 __all__ = ["OpenVinoEngine", "OpenVinoRuntime"]
 
 _DEVICE = "CPU"
-_HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
-_LIBRARY_NAMES = {"fp32": "f32", "bf16": "bf16"}
+_LIBRARY_NAMES = {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("i8", "u8")}
+# Of the convolutions that a graph quantises, so many run in INT8 at least.
+_LEAST_INT8_SHARE = 0.9
+_DOMAIN = "org.openvinotoolkit"
 # The layers that hold nearly all the arithmetic. The others legitimately have other types: indices
 # are integers, and inputs, outputs and weights before their reordering are fp32.
 _ARITHMETIC = frozenset(
@@ -38,12 +44,14 @@ class OpenVinoEngine(Engine):
         input_shape: tuple[int, ...],
         precision: str,
         layers: dict[str, int],
+        quantized: int = 0,
     ) -> None:
         super().__init__(input_shape)
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._precision = precision
         self._layers = layers
+        self._quantized = quantized
 
     def _bind(self, images: Images) -> None:
         self._request.set_input_tensor(openvino.Tensor(images))
@@ -60,7 +68,7 @@ class OpenVinoEngine(Engine):
 
     def _describe(self) -> dict[str, str]:
         layers = sorted(self._layers.items())
-        return {
+        said = {
             "runtime": OpenVinoRuntime.name,
             "version": _version(),
             "precision": self._precision,
@@ -68,6 +76,9 @@ class OpenVinoEngine(Engine):
             "threads": str(self._compiled.get_property("INFERENCE_NUM_THREADS")),
             "arithmetic layers": ", ".join(f"{count} {kind}" for kind, count in layers) or "none",
         }
+        if self._quantized:
+            said["int8 layers"] = f"{_count(self._layers, 'int8')} of {self._quantized} quantised"
+        return said
 
     def _close(self) -> None:
         self._request = self._compiled = None
@@ -77,7 +88,7 @@ class OpenVinoRuntime(Runtime):
     """OpenVINO, one stream on the CPU."""
 
     name: ClassVar[str] = "openvino"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     def version(self) -> str:
         """Return the release, such as `"2026.4.1"`."""
@@ -90,13 +101,16 @@ class OpenVinoRuntime(Runtime):
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_PRECISION_HINT": _hint(precision),
         }
+        quantized = 0
+        if precision == "int8":
+            onnx, quantized = _own_quantizers(onnx)
         try:
             compiled = _core().compile_model(_core().read_model(onnx), _DEVICE, properties)
             layers = _arithmetic_layers(compiled)
-            _verify(compiled, layers, precision, threads)
-            return OpenVinoEngine(compiled, input_shape, precision, layers)
+            _verify(compiled, layers, precision, threads, quantized)
+            return OpenVinoEngine(compiled, input_shape, precision, layers, quantized)
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot build this graph in {precision}: {_reason(error)}",
@@ -124,25 +138,107 @@ def _arithmetic_layers(compiled: Any) -> dict[str, int]:
     return dict(found)
 
 
-def _verify(compiled: Any, layers: dict[str, int], precision: str, threads: int) -> None:
+def _verify(
+    compiled: Any, layers: dict[str, int], precision: str, threads: int, quantized: int = 0
+) -> None:
     """Raise unless precision, device and threads are the ones that were asked for.
 
-    A bf16 engine may keep a minority of its layers in fp32: that is the compiler's decision, and
-    `describe` reports it. An fp32 engine may not contain anything less.
+    A bf16 engine may keep a minority of its layers in fp32, and an int8 engine a tenth of those
+    that its graph quantises: that is the compiler's decision, and `describe` reports it. An fp32
+    engine may not contain anything less.
     """
     devices = list(compiled.get_property("EXECUTION_DEVICES"))
     ran = compiled.get_property("INFERENCE_PRECISION_HINT")
     used = compiled.get_property("INFERENCE_NUM_THREADS")
-    asked = layers.get(_LIBRARY_NAMES[precision], 0)
+    asked = _count(layers, precision)
     others = sum(layers.values()) - asked
-    truthful = others == 0 if precision == "fp32" else others <= asked
-    if devices != [_DEVICE] or ran != _HINTS[precision] or used != threads or not truthful:
+    truthful = {
+        "fp32": others == 0,
+        "bf16": others <= asked,
+        "int8": asked >= max(_LEAST_INT8_SHARE * quantized, 1),
+    }[precision]
+    if devices != [_DEVICE] or ran != _hint(precision) or used != threads or not truthful:
         raise EngineError(
             f"Asked OpenVINO for {precision} on {_DEVICE} with threads={threads}; it runs "
             f"{ran.get_type_name()} on {','.join(devices)} with threads={used}, "
             f"and its arithmetic layers are {layers}.",
             "Choose what this processor can do; fp32 with one thread runs everywhere.",
         )
+
+
+def _count(layers: dict[str, int], precision: str) -> int:
+    return sum(layers.get(name, 0) for name in _LIBRARY_NAMES[precision])
+
+
+def _hint(precision: str) -> Any:
+    """Return the type of what is not INT8."""
+    native = "BF16" in _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" or (precision == "int8" and native):
+        return openvino.Type.bf16
+    return openvino.Type.f32
+
+
+def _own_quantizers(onnx: bytes) -> tuple[bytes, int]:
+    """Write each pair of QuantizeLinear and DequantizeLinear as OpenVINO's own FakeQuantize.
+
+    Left to read the pairs itself, OpenVINO (2026.4) loses their scale wherever they meet a
+    concatenation, on processors without AMX: every such layer then computes on values rounded to
+    whole numbers. Its own operator, with the same limits and steps, is not affected.
+
+    Returns:
+        The graph, and the number of convolutions in it whose weights are integers.
+
+    Raises:
+        EngineError: an activation is not quantised to int8 symmetrically with one scale.
+    """
+    model = parse_onnx(onnx)
+    view = GraphView(model)
+    nodes: list[NodeProto] = []
+    replaced: set[str] = set()
+    for node in view.nodes:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in view.constants:
+            limits = _limits(view, node)
+            model.graph.initializer.extend(limits)
+            low, high = (one.name for one in limits)
+            for pair in view.readers(node.output[0]):
+                inputs = [node.input[0], low, high, low, high]
+                nodes.append(
+                    helper.make_node(
+                        "FakeQuantize", inputs, pair.output, pair.name, domain=_DOMAIN, levels=256
+                    )
+                )
+                replaced.add(pair.output[0])
+        elif node.output[0] not in replaced:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    return model.SerializeToString(), _quantized_convolutions(view)
+
+
+def _limits(view: GraphView, quantizer: NodeProto) -> tuple[TensorProto, TensorProto]:
+    """Return the least and the largest value that a quantizer to int8 lets pass."""
+    names = quantizer.input[1:]
+    values = [numpy_helper.to_array(view.constants[one]) for one in names if one in view.constants]
+    pairs = {one.op_type for one in view.readers(quantizer.output[0])} == {"DequantizeLinear"}
+    symmetric = len(values) == 2 and values[1].dtype == np.int8 and not values[1].any()
+    if not (pairs and symmetric and values[0].size == 1):
+        raise EngineError(
+            "OpenVINO computes in int8 what is quantised symmetrically, with one scale and the "
+            f"int8 zero point 0; {quantizer.name or quantizer.input[0]!r} is not.",
+            "Quantise the fp32 graph with nas.latency.quantization.quantize.",
+        )
+    step = float(values[0].reshape(()))
+    name = quantizer.output[0]
+    return (
+        numpy_helper.from_array(np.array(-128 * step, np.float32), f"{name}_low"),
+        numpy_helper.from_array(np.array(127 * step, np.float32), f"{name}_high"),
+    )
+
+
+def _quantized_convolutions(view: GraphView) -> int:
+    weights = [view.producer(node.input[1]) for node in view.nodes if node.op_type == "Conv"]
+    return sum(one is not None and one.op_type == "DequantizeLinear" for one in weights)
 
 
 def _reason(error: RuntimeError) -> str:

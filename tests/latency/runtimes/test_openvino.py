@@ -18,6 +18,8 @@ class TestOpenVino(RuntimeConformance):
         ("fp32", {"f32": 9, "bf16": 1}, 1),
         ("fp32", {"f32": 9, "i8": 1}, 1),
         ("fp32", {"f32": 9}, 2),
+        ("int8", {"f32": 9}, 1),
+        ("int8", {"f32": 1, "u8": 8}, 1),
     ],
 )
 def test_verify__something_else_runs_is_an_error(
@@ -25,7 +27,7 @@ def test_verify__something_else_runs_is_an_error(
 ) -> None:
     engine = OpenVinoRuntime().build(graph, "fp32")
     with pytest.raises(EngineError, match=f"Asked OpenVINO for {asked}"):
-        _verify(engine._compiled, layers, asked, threads)
+        _verify(engine._compiled, layers, asked, threads, quantized=9)
 
 
 def test_describe__counts_what_the_library_executes(graph: bytes) -> None:
