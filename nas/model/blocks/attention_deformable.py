@@ -53,8 +53,8 @@ class DeformableAttention(Attention):
         self.weights = _Even(layout, (points,))
         self.gate = gating(gate)
         place = torch.arange(self.positions, device="cpu")
-        self.register_buffer("row", (place // size[1]).float(), persistent=False)
-        self.register_buffer("column", (place % size[1]).float(), persistent=False)
+        self.register_buffer("row", place // size[1], persistent=False)
+        self.register_buffer("column", place % size[1], persistent=False)
 
     def update(self, x: Tensor) -> Tensor:
         """See `Attention`."""
@@ -82,11 +82,11 @@ class DeformableAttention(Attention):
         """Return index and weight of four neighbours for each point, (B, p, 4, N)."""
         shift = self.offsets(x).float().reshape(-1, self.points, 2, self.positions)
         share = self.weights(x).float().reshape(-1, self.points, self.positions).softmax(1)
-        columns, across = _neighbours(self.column + shift[:, :, 0], self.size[1])
-        rows, down = _neighbours(self.row + shift[:, :, 1], self.size[0])
+        columns, across = _neighbours(self.column, shift[:, :, 0], self.size[1])
+        rows, down = _neighbours(self.row, shift[:, :, 1], self.size[0])
         index = [row * self.size[1] + column for row in rows for column in columns]
         weights = [upright * lying * share for upright in down for lying in across]
-        return torch.stack(index, 2).long(), torch.stack(weights, 2)
+        return torch.stack(index, 2), torch.stack(weights, 2)
 
     def _sample(self, rows: Tensor, index: Tensor, weights: Tensor, point: int) -> Tensor:
         """Return the weighted values (B, N, C) at one point of every position."""
@@ -124,13 +124,24 @@ class _Offsets(_Even):
                 self.bias.copy_(circle.flatten())  # type: ignore[union-attr]  # it has one
 
 
-def _neighbours(place: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the positions before and after a place, and the weights of both.
+def _neighbours(
+    places: Tensor, shift: Tensor, length: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the positions before and after `places + shift`, and the weights of both.
 
-    A position beyond the map is moved to its edge and has the weight 0.
+    A position beyond the map is moved to its edge and has the weight 0. Positions are counted in
+    integers: an engine that runs in half precision does not have all of them as numbers.
     """
-    inside = place.clamp(-1, length)
-    before = inside.floor().clamp(max=length - 1)
-    after, share = before + 1, inside - before
-    positions = before.clamp(min=0), after.clamp(max=length - 1)
-    return positions, ((1 - share) * after.clamp(max=1), share * (length - after).clamp(max=1))
+    steps = shift.floor()
+    share = shift - steps
+    # One step more than the map is long leads out of it from everywhere.
+    before = places + steps.clamp(-length - 1, length).long()
+    after = before + 1
+    first, last = _clipped(before, length), _clipped(after, length)
+    weights = (1 - share) * (first == before).float(), share * (last == after).float()
+    return (first, last), weights
+
+
+def _clipped(positions: Tensor, length: int) -> Tensor:
+    """Move positions into 0..length-1. By two operators: TensorRT has no Clip of integers."""
+    return torch.minimum(torch.maximum(positions, torch.tensor(0)), torch.tensor(length - 1))

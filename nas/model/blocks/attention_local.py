@@ -131,8 +131,8 @@ class HashedAttention(ProjectedAttention):
     paper, queries and keys have projections of their own, positions of other buckets in the same
     chunk are attended to, and the chunk before is not. The hash gets no gradient.
 
-    Sorting is a TopK of N keys `bucket N + place`, which are integers below 2^24: float32 has them
-    exactly and no two are equal.
+    Sorting is a TopK of N integer keys, `bucket N + place`, no two of which are equal. As numbers
+    of half precision they would be rounded, and buckets mixed.
 
     Cost, in multiplications: 4NC^2 for the projections, NCr for the hash, and 2PnC for scores and
     sums, with P = n ceil(N / n) positions after padding.
@@ -203,7 +203,7 @@ class HashedAttention(ProjectedAttention):
         """Return the positions (B, N), sorted by bucket and then by place."""
         rotated = self._rows(x.detach()) @ self.directions.to(x.dtype)
         buckets = torch.cat([rotated, -rotated], 2).argmax(2)
-        keys = (buckets * self.positions + self.places).float()
+        keys = buckets * self.positions + self.places
         return keys.topk(self.positions, dim=1, largest=False).indices
 
     @property

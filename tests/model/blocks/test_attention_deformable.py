@@ -69,9 +69,15 @@ def test_deformable__equals_grid_sample_with_its_gradients(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.floats(-12, 12), st.integers(1, 9))
-def test_neighbours__interpolate_and_are_zero_beyond_the_map(place: float, length: int) -> None:
-    (before, after), weights = _neighbours(torch.tensor(place), length)
+@given(st.floats(-1e6, 1e6) | st.floats(-12, 12), st.integers(1, 9), st.data())
+def test_neighbours__interpolate_and_are_zero_beyond_the_map(
+    shift: float, length: int, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, length - 1))
+    (before, after), weights = _neighbours(
+        torch.tensor(start), torch.tensor(shift, dtype=torch.float64), length
+    )
+    place = start + shift
     line = torch.arange(1.0, length + 1)
     got = weights[0] * line[int(before)] + weights[1] * line[int(after)]
     padded = {i: float(value) for i, value in enumerate(line)}
