@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small maps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    console, elapsed, rows = Console(width=130), Elapsed(), []
+    console, elapsed, rows = Console(width=170), Elapsed(), []
     for (channels, size), names in _maps(quick=arguments.quick).items():
         found = [_row(name, channels, size) for name in _names()]
         for row in found:
