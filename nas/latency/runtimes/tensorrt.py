@@ -83,6 +83,7 @@ class TensorRtEngine(Engine):
     @property
     def device_memory_bytes(self) -> int:
         """Memory for activations and scratch on the device, without the weights."""
+        self._require_open()
         return int(self._engine.device_memory_size_v2)
 
     def inspect(self) -> str:
@@ -281,16 +282,9 @@ def _typed_graph(onnx: bytes, precision: str) -> tuple[bytes, float]:
     """Return the graph in the types that the engine shall compute in, and its quantized share."""
     if precision == "fp32":
         return onnx, 0.0
-    quantized = quantized_share(onnx)
-    if precision == "int8" and not quantized:
-        raise EngineError(
-            "An int8 engine is built from a graph with QuantizeLinear and DequantizeLinear, "
-            "this one quantizes no layer.",
-            "Calibrate the network first, or build it in fp16.",
-        )
     from nas.latency.half import to_half  # noqa: PLC0415 - fp32 engines do without it
 
-    return to_half(onnx), quantized
+    return to_half(onnx), quantized_share(onnx)
 
 
 def _deserialized(plan: Plan, log: Log) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
 from nas.errors import EngineError, InputError, MissingPackageError
 from nas.latency.runtimes import base
@@ -199,6 +200,7 @@ log.log(trt.ILogger.Severity.ERROR, " heard ")
 profiler.report_layer_time("conv", 0.5)
 profiler.report_layer_time("conv", 1.5)
 print(tensorrt.TensorRtRuntime().version(), log.last(), profiler.means())
+print(tuple(trt.Dims([1, 3, 8])), str(trt.ErrorCode.UNSUPPORTED_NODE).rsplit(".", 1)[-1])
 key = CacheKey(device="", capability="", tensorrt="", cuda="")
 file = TimingCacheFile(Path("/nowhere"), key)
 for start in (
@@ -215,7 +217,8 @@ for start in (
 def test_bindings__our_subclasses_and_errors_work_with_them(version: str) -> None:
     said = bindings.run(version, "-c", _WITHOUT_LIBRARIES).splitlines()
     assert said[0] == f"{version} heard {{'conv': 1.0}}"
-    assert said[1:] == ["TensorRT cannot start: heard."] * 2
+    assert said[1] == "(1, 3, 8) UNSUPPORTED_NODE"
+    assert said[2:] == ["TensorRT cannot start: heard."] * 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -506,6 +509,21 @@ def test_verify__anything_else_is_an_error(
         verify(Audit(layers, 20), precision, quantized)
 
 
+def test_quantized_share__counts_layers_that_read_integers() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale"], ["rounded"]),
+        helper.make_node("Conv", ["rounded", "kernel"], ["x"]),
+        helper.make_node("Relu", ["rounded"], ["unused"]),
+        helper.make_node("DequantizeLinear", ["weights", "scale"], ["only_weights"]),
+        helper.make_node("Conv", ["x", "only_weights"], ["y"]),
+        helper.make_node("MatMul", ["y", "y"], ["z"]),
+        helper.make_node("MatMul", ["rounded", "z"], ["out"]),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    assert quantized_share(model.SerializeToString()) == 2 / 4
+
+
 # --------------------------------------------------------------------------------------------------
 # Plans on disk.
 
@@ -750,10 +768,6 @@ def test_build__outputs_of_unknown_size_are_an_error(
     monkeypatch.setattr(fake, "_engine", dynamic)
     with pytest.raises(EngineError, match="'images' depends on data"):
         fake_runtime.build(graph, "fp32")
-
-
-def test_build__int8_needs_quantizers(fake_runtime: Any, graph: bytes) -> None:
-    assert quantized_share(graph) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,10 @@ def Runtime(logger):
 
 
 def _engine(plan):
-    session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
     ports = {one.name: one for one in [*session.get_inputs(), *session.get_outputs()]}
     engine = Values(device_memory_size_v2=3 << 20, num_aux_streams=0, num_io_tensors=len(ports))
     engine.serialize = lambda: plan
