@@ -30,7 +30,7 @@ from nas.errors import EngineError, ExportError, NasError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.onnx_export import export_onnx
 from nas.latency.runtimes.base import Runtime
-from nas.model.detector import Detector
+from nas.model.detector import Detector, needs_nms
 from nas.searcher.evaluation import engine_predictor
 from nas.space.architecture import Candidate
 
@@ -108,6 +108,7 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
             split.resized(*architecture.input),
             weights="trained",
             artifact="engine",
+            nms=needs_nms(architecture),
             seed=_SEED,
         )
     resampled = resampled_map(detections, split.annotations)
