@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from nas.errors import EngineError
+from nas.errors import EngineError, ExportError
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
 from nas.latency.runtimes.tensorrt_audit import audit, quantized_share, verify
 from nas.latency.runtimes.tensorrt_builder import BuildSettings, build_plan
@@ -284,7 +284,10 @@ def _typed_graph(onnx: bytes, precision: str) -> tuple[bytes, float]:
         return onnx, 0.0
     from nas.latency.half import to_half  # noqa: PLC0415 - fp32 engines do without it
 
-    return to_half(onnx), quantized_share(onnx)
+    try:
+        return to_half(onnx), quantized_share(onnx)
+    except ExportError as error:
+        raise EngineError(error.message, error.remedy) from error
 
 
 def _deserialized(plan: Plan, log: Log) -> Any:

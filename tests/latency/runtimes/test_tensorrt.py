@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from nas.errors import EngineError, InputError, MissingPackageError
+from nas.latency.onnx_graph import parse_onnx
+from nas.latency.quantization import quantize
 from nas.latency.runtimes import base
 from nas.latency.runtimes.conformance import RuntimeConformance
 from nas.latency.runtimes.tensorrt_audit import Audit, audit, quantized_share, verify
@@ -75,7 +77,7 @@ RECEIVERS = {
 # Text and Python objects; what they are called with has nothing to do with TensorRT.
 OTHERS = {
     "tensorrt": "self super torch Plan TensorRtRuntime buffer buffers device log plan profiler "
-    "settings str",
+    "settings str error",
     "tensorrt_builder": "self cache_file log notes settings str error.desc()",
     "tensorrt_library": "self importlib re error msg",
 }
@@ -624,6 +626,33 @@ class TestTensorRt(RuntimeConformance):
     @pytest.fixture
     def runtime(self, fake_runtime: Any) -> Any:
         return fake_runtime
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 0.01), ("int8", 0.05)]
+)
+def test_build__every_precision_computes_in_it(
+    fake_runtime: Any, graph: bytes, precision: str, tolerance: float
+) -> None:
+    images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    exact = fake_runtime.build(graph, "fp32").infer(images)["scores"]
+    typed = quantize(graph, images) if precision == "int8" else graph
+    engine = fake_runtime.build(typed, precision)
+    deviation = np.abs(engine.infer(images)["scores"] - exact).max()
+    assert engine.describe()["precision"] == precision
+    assert engine.describe()["arithmetic layers"] == f"1 {precision} of 1 layers"
+    assert deviation <= tolerance
+    assert (deviation > 0) == (precision != "fp32")
+
+
+def test_build__a_weight_beyond_half_precision_is_an_error(fake_runtime: Any, graph: bytes) -> None:
+    model = parse_onnx(graph)
+    for weight in model.graph.initializer:
+        if weight.name == "stem.0.weight":
+            large = numpy_helper.to_array(weight) * 1e7
+            weight.CopyFrom(numpy_helper.from_array(large.astype(np.float32), weight.name))
+    with pytest.raises(EngineError, match="half"):
+        fake_runtime.build(model.SerializeToString(), "fp16")
 
 
 def test_build__is_strongly_typed_and_as_set(
