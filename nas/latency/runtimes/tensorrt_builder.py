@@ -77,17 +77,17 @@ def build_plan(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = _parsed(onnx, network, log)
     config = _config(builder, settings)
-    notes = [_attach_cache(config, cache_file, log)]
+    attached, note = _attached_cache(config, cache_file, log)
     plan = builder.build_serialized_network(network, config)
-    del parser  # it owned the weights until here
+    del parser, attached  # TensorRT holds the weights of the one, and writes into the other
     if plan is None:
         raise EngineError(
             f"TensorRT built no engine: {log.last()}.",
             "Choose another runtime, or leave out the block that has this operator.",
         )
     timings = config.get_timing_cache()
-    notes.append(cache_file.write(bytes(timings.serialize())))
-    return bytes(plan), [note for note in notes if note]
+    notes = (note, cache_file.write(bytes(timings.serialize())))
+    return bytes(plan), [one for one in notes if one]
 
 
 def _builder(log: Log) -> Any:
@@ -148,12 +148,12 @@ def _target_dla(builder: Any, config: Any, core: int) -> None:
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def _attach_cache(config: Any, cache_file: TimingCacheFile, log: Log) -> str:
-    """Attach the cache of the file, or an empty one where that does not fit; a note if so."""
+def _attached_cache(config: Any, cache_file: TimingCacheFile, log: Log) -> tuple[Any, str]:
+    """Attach the cache of the file, or an empty one where that does not fit, with a note."""
     content, note = cache_file.read()
     cache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-        return note
+        return cache, note
     empty = config.create_timing_cache(b"")
     config.set_timing_cache(empty, ignore_mismatch=False)
-    return f"timing cache {cache_file.path} ignored: TensorRT refuses it: {log.last(1)}"
+    return empty, f"timing cache {cache_file.path} ignored: TensorRT refuses it: {log.last(1)}"
