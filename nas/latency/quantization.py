@@ -51,6 +51,7 @@ _PLACEHOLDER_LIMIT = 8.0
 _SMALLEST_SCALE = 2.0**-20
 _MOVING = frozenset({"Concat", "MaxPool", "Resize", "Slice", "Split"})
 _BINS = 2048
+_LEAST_EXPONENT = -60  # of the range of a histogram: keeps bins per unit finite
 _CLIPS = np.linspace(0.2, 1.0, 81)
 
 _Edge = tuple[NodeProto, int]
@@ -349,7 +350,7 @@ class _Histogram:
 
     def _reach(self, largest: float) -> None:
         if not self._top and largest:
-            self._top = 2.0 ** math.ceil(math.log2(largest))
+            self._top = 2.0 ** max(math.ceil(math.log2(largest)), _LEAST_EXPONENT)
         while largest > self._top:
             self._counts = np.append(self._counts.reshape(-1, 2).sum(axis=1), np.zeros(_BINS // 2))
             self._top *= 2

@@ -296,8 +296,8 @@ def test_histogram__limit_is_no_worse_than_the_largest_value(parts: list[np.ndar
         histogram.add(part)
     values = np.abs(np.concatenate(parts)).astype(np.float64)
     limit, largest = histogram.limit(), values.max()
-    assert 0 <= limit <= largest * (1 + 1 / 512) + 1e-30
-    if largest > 1e-30:
+    assert 0 <= limit <= largest * (1 + 1 / 512) + 1e-15
+    if largest > 1e-15:
         # The bins are narrower than a step, but not infinitely narrow.
         assert rounding_error(values, limit) <= rounding_error(values, largest) + largest / 500
 

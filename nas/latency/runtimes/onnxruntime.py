@@ -11,13 +11,16 @@ asked for its providers after it is made.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnx import TensorProto, helper, shape_inference
 
 from nas.errors import EngineError
+from nas.latency.onnx_graph import parse_onnx
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeEngine"]
@@ -91,7 +94,8 @@ class OnnxRuntime(Runtime):
             The outputs by name, in the graph's types.
 
         Raises:
-            EngineError: the graph is broken or not supported.
+            ExportError: the graph is broken.
+            EngineError: it is not supported.
         """
         session = _literal_session(onnx)
         values = session.run(None, {session.get_inputs()[0].name: images})
@@ -111,7 +115,36 @@ def _literal_session(onnx: bytes) -> Any:
     """Return a session for many images of one graph."""
     options = _options(threads=1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _session(onnx, options, "its own types")
+    return _session(_rounding(onnx), options, "its own types")
+
+
+def _rounding(onnx: bytes) -> bytes:
+    """Make half precision round after every operator.
+
+    The CPU provider computes most of half precision in fp32, and drops the casts between two such
+    operators, with their rounding. Copying it does natively, and two copies in a row it leaves.
+    """
+    model = parse_onnx(onnx)
+    typed = shape_inference.infer_shapes(model).graph
+    half = {
+        one.name
+        for one in (*typed.value_info, *typed.output)
+        if one.type.tensor_type.elem_type == TensorProto.FLOAT16
+    }
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name in half:
+                names = [f"rounding/{name}/exact", f"rounding/{name}/copy", name]
+                node.output[index] = names[0]
+                nodes += [
+                    helper.make_node("Identity", [before], [after])
+                    for before, after in itertools.pairwise(names)
+                ]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    return bytes(model.SerializeToString())
 
 
 def _session(onnx: bytes, options: Any, precision: str) -> Any:
