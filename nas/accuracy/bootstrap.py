@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from nas.accuracy.dataset import Annotations
 from nas.accuracy.detections import Detections, paired_iou
 
-__all__ = ["ClassMatches", "average_precision", "bootstrap_interval", "match_objects"]
+__all__ = [
+    "ClassMatches",
+    "average_precision",
+    "bootstrap_interval",
+    "match_objects",
+    "resampled_map",
+]
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
@@ -45,12 +51,30 @@ class ClassMatches:
 
 
 def bootstrap_interval(
+    detections: Sequence[Detections], annotations: Sequence[Annotations], seed: int
+) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % quantiles of mAP50-95 over resampled images.
+
+    Args:
+        detections: of each image, in pixels of the original images.
+        annotations: of each image, in the same pixels.
+        seed: of the resampling.
+    """
+    low, high = np.quantile(resampled_map(detections, annotations, seed), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def resampled_map(
     detections: Sequence[Detections],
     annotations: Sequence[Annotations],
     seed: int,
     resamples: int = 200,
-) -> tuple[float, float]:
-    """Return the 2.5 % and 97.5 % quantiles of mAP50-95 over resampled images.
+) -> _Floats:
+    """Return mAP50-95 on each resample of the images, of which there are fewer if some are empty.
+
+    The draws depend on the seed and the number of images alone. So two networks that were scored
+    on the same images may be compared draw by draw: the paired bootstrap (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapter 8).
 
     Args:
         detections: of each image, in pixels of the original images.
@@ -63,10 +87,10 @@ def bootstrap_interval(
     matches = match_objects(detections, annotations)
     per_class = np.array([average_precision(each, draws) for each in matches.values()])
     present = np.isfinite(per_class)
+    drawn = present.any(axis=0)  # the others hold no object
     sums = np.where(present, per_class, 0).sum(axis=0)
-    means = sums[present.any(axis=0)] / present.sum(axis=0)[present.any(axis=0)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    means: _Floats = sums[drawn] / present.sum(axis=0)[drawn]
+    return means
 
 
 def match_objects(

@@ -67,4 +67,5 @@ class Bench:
         Raises:
             DatasetError: the split has no object to find.
         """
-        return score_engine(detector, candidate, self.runtime, split, weights=weights)
+        accuracy, _ = score_engine(detector, candidate, self.runtime, split, weights=weights)
+        return accuracy

@@ -17,28 +17,23 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from nas import plugins
-from nas.accuracy.bootstrap import average_precision, match_objects
-from nas.accuracy.dataset import Annotations, Dataset
-from nas.accuracy.detections import Detections
-from nas.accuracy.evaluate import Accuracy, evaluate
+from nas.accuracy.bootstrap import resampled_map
+from nas.accuracy.dataset import Dataset
+from nas.accuracy.evaluate import Accuracy
 from nas.accuracy.training import Progress, Recipe, train_detector
 from nas.errors import EngineError, ExportError, NasError, TrainingError
 from nas.latency.clock import Elapsed
-from nas.latency.onnx_export import export_onnx
 from nas.latency.runtimes.base import Runtime
-from nas.model.detector import Detector, needs_nms
-from nas.searcher.evaluation import engine_predictor
+from nas.model.detector import Detector
+from nas.searcher.evaluation import score_engine
 from nas.space.architecture import Candidate
 
-__all__ = ["Job", "Outcome", "resampled_map", "run_jobs", "train_and_score"]
+__all__ = ["Job", "Outcome", "run_jobs", "train_and_score"]
 
 _POLL_S = 0.5
-_RESAMPLES = 200
-_SEED = 0  # of the resamples: equal draws for every training, so that their differences are paired
 
 Hear = Callable[[int, str], None]
 """Called with the steps that all jobs have done together, and a few words."""
@@ -100,40 +95,12 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         detector, dataset.train, job.recipe, progress=hear, checkpoint=job.checkpoint
     )
     runtime: Runtime = plugins.load("runtimes", job.runtime)()
-    onnx = export_onnx(detector.deploy(), *architecture.input)
-    split = dataset.validation
-    with runtime.build(onnx, job.candidate.precision) as engine:
-        accuracy, detections = evaluate(
-            engine_predictor(engine),
-            split.resized(*architecture.input),
-            weights="trained",
-            artifact="engine",
-            nms=needs_nms(architecture),
-            seed=_SEED,
-        )
-    resampled = resampled_map(detections, split.annotations)
-    return Outcome(accuracy, resampled, result.iterations, elapsed.wall_s)
-
-
-def resampled_map(
-    detections: Sequence[Detections], annotations: Sequence[Annotations]
-) -> tuple[float, ...]:
-    """Return mAP50-95 on each of 200 resamples of the images, which depend on their number alone.
-
-    Two networks that were scored on the same images may so be compared draw by draw: the paired
-    bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8).
-
-    Args:
-        detections: of each image, in pixels of the original images.
-        annotations: of each image, in the same pixels.
-    """
-    images = len(annotations)
-    generator = np.random.default_rng(_SEED)
-    draws = generator.multinomial(images, np.full(images, 1 / images), _RESAMPLES)
-    matches = match_objects(detections, annotations)
-    per_class = np.array([average_precision(each, draws) for each in matches.values()])
-    drawn = np.isfinite(per_class).any(axis=0)  # the others hold no object
-    return tuple(np.nanmean(per_class[:, drawn], axis=0).tolist())
+    accuracy, detections = score_engine(
+        detector, job.candidate, runtime, dataset.validation, weights="trained"
+    )
+    # Equal draws for every training, so that their differences are paired.
+    resampled = resampled_map(detections, dataset.validation.annotations, seed=0)
+    return Outcome(accuracy, tuple(resampled.tolist()), result.iterations, elapsed.wall_s)
 
 
 def run_jobs(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nas.accuracy.dataset import Dataset, Split, batches
+from nas.accuracy.detections import Detections
 from nas.accuracy.evaluate import Accuracy, Weights, evaluate
 from nas.latency.clock import Elapsed
 from nas.latency.onnx_export import export_onnx
@@ -116,7 +117,7 @@ class AccuracyJudge:
             return stored
         elapsed = Elapsed()
         detector = self.detector(candidate.architecture)
-        accuracy = score_engine(
+        accuracy, _ = score_engine(
             detector, candidate, self._runtime, self._dataset.validation, weights="inherited"
         )
         row = self._database.add_accuracy(
@@ -143,8 +144,11 @@ def score_engine(
     split: Split,
     *,
     weights: Weights,
-) -> Accuracy:
+) -> tuple[Accuracy, list[Detections]]:
     """Build the engine of a trained detector and score it on a split, with a bootstrap interval.
+
+    Returns:
+        The accuracy, and the detections of each image in pixels of the original images.
 
     Raises:
         ExportError: the network has no ONNX form.
@@ -154,7 +158,7 @@ def score_engine(
     height, width = candidate.architecture.input
     onnx = export_onnx(detector.deploy(), height, width)
     with runtime.build(onnx, candidate.precision) as engine:
-        accuracy, _ = evaluate(
+        return evaluate(
             engine_predictor(engine),
             split.resized(height, width),
             weights=weights,
@@ -162,7 +166,6 @@ def score_engine(
             nms=needs_nms(candidate.architecture),
             interval=True,
         )
-    return accuracy
 
 
 def engine_predictor(engine: Engine) -> _Predict:
