@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from nas import cli
 from nas.space.space import load_space
+from nas.space.subject import read_architecture
 
 Run = Callable[..., tuple[int, str]]
 
@@ -121,6 +124,108 @@ def test_measure__an_architecture_with_interval_source_and_environment(
     assert "precision: fp32" in text
 
 
+def test_describe__every_layer_and_a_drawing(run: Run, tmp_path: Path) -> None:
+    code, text = run("describe", "hsv_det:yolov8n")
+    assert code == 0
+    for word in ("23 layers", "3,157,184 parameters", "8.74 GFLOPs", "Detect"):
+        assert word in text
+    assert (tmp_path / "studies" / "hsv_det-yolov8n.svg").read_text().startswith("<")
+
+
+def test_describe__plain_data(run: Run, tmp_path: Path) -> None:
+    code, text = run("describe", "digits:min", "--classes", "3", "--json", "--svg", "x.svg")
+    assert code == 0
+    facts = json.loads(text)
+    assert facts["classes"] == 3
+    assert sum(layer["macs"] for layer in facts["layers"]) == facts["macs"]
+    assert (tmp_path / "x.svg").exists()
+
+
+def test_describe__warns_of_widths_that_engines_pad(run: Run, tmp_path: Path) -> None:
+    space = load_space("digits")
+    data = space.candidate(space.anchors["min"], classes=10).architecture.canonical()
+    data["backbone"]["P3"]["hidden"] = 12
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(data))
+    code, text = run("describe", "odd.yaml")
+    assert code == 0
+    assert "backbone.P3.hidden = 12" in text
+    assert "use 8 or 16" in text
+
+
+def test_layer_list__written_and_read_back_as_the_same_network(run: Run, tmp_path: Path) -> None:
+    code, text = run("export", "yolo_nas:S", "--format", "ultralytics", "--output", "s.yaml")
+    assert code == 0
+    assert "Layer list: s.yaml" in text
+    space = load_space("yolo_nas")
+    published = space.candidate(space.anchors["S"], classes=80).architecture
+    assert read_architecture(str(tmp_path / "s.yaml"), 1).digest == published.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[[-1, 1, Conv, [16, 3, 2]], [5, 1, Conv, [16, 3, 2]]]", ["Layer 1 (Conv", "layer 5"]),
+        ("[[-1, 1, Conw, [16, 3, 2]]]", ["Layer 0 (Conw", "'Conv'"]),
+        ("[[-1, 1, Conv, [16, 3, 2]], [[-1, 0, -1], 1, Concat]]", ["Layer 1", "list of four"]),
+        (
+            "[[-1, 1, Conv, [16, 3, 2]], [-1, 1, Conv, [8, 3, 2]], [[0, 1], 1, Concat, [1]]]",
+            ["Layer 2 (Concat", "(16, 320, 320) from layer 0", "(8, 160, 160) from layer 1"],
+        ),
+        ("[[-1, 1, Conv, [16, 3, 2]], [1, 1, Conv, [16, 3, 2]]]", ["Layer 1", "itself"]),
+    ],
+)
+def test_describe__names_the_broken_layer(
+    run: Run, tmp_path: Path, content: str, words: list[str]
+) -> None:
+    (tmp_path / "list.yaml").write_text(
+        f"nc: 2\nbackbone: {content}\nhead: [[-1, 1, Detect, [nc]]]\n"
+    )
+    code, text = run("describe", "list.yaml")
+    assert code == 1
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], ["'nothing'", "digits:nothing"]),
+        (["digits:mini"], ["'mini'", "'min'"]),
+        (["digitz:min"], ["'digitz'", "'digits'"]),
+    ],
+)
+def test_describe__says_which_names_there_are(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    code, text = run("describe", *arguments)
+    assert code == 1
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["needs something to change", "p4_depth"]),
+        (["--vary", "p4_deptz"], ["'p4_deptz'", "'p4_depth'"]),
+        (["--vary", "p4_depth=7"], ["p4_depth", "'7'"]),
+        (["--recipe", "peak_rl=1"], ["'peak_rl'", "'peak_lr'"]),
+        (["--recipe", "peak_lr=7"], ["7"]),
+        (["--against", "mini"], ["'mini'", "'min'"]),
+        (["--vary", "p4_depth", "--seeds", "0"], ["at least 1", "0"]),
+    ],
+)
+def test_ablate__says_rule_value_and_remedy(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    code, text = run("ablate", "digits:middle", "--quick", *arguments)
+    assert code == 1
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text
+
+
 @pytest.mark.parametrize("command", ["front", "export"])
 def test_stored__no_study_yet(run: Run, command: str) -> None:
     code, text = run(command)
@@ -132,7 +237,10 @@ FLAGS = {
     "search": "--hardware --budget --data --space --runtime --sampler --evaluations --study "
     "--resume --lambda --alpha --seed --quick --storage --workspace",
     "front": "--study --lambda --budget --storage --workspace",
-    "export": "--study --trial --storage --workspace",
+    "export": "--study --trial --format --output --classes --storage --workspace",
+    "describe": "--classes --svg --json --workspace",
+    "ablate": "--space --vary --recipe --against --seeds --iterations --data --hardware --runtime "
+    "--precision --jobs --study --quick --output --storage --workspace",
     "measure": "--hardware --runtime --precision",
     "train": "--data --iterations --hardware --seed --quick --workspace",
     "spaces": "",
