@@ -15,7 +15,13 @@ can fuse, so the rules are TensorRT's (its documentation, "Explicit Quantization
 * In floating point stay: depthwise convolutions, the last convolutions before the outputs, and the
   attention's queries, keys, token scores, softmax and products.
 
-Scales clip at the value with the least mean squared rounding error over a few training images.
+Scales clip at the value with the least mean squared rounding error over a few training images. On
+two trained digits detectors (SiLU and ReLU, 32 images, OpenVINO) that kept 93 and 98 % of the fp32
+detections, the largest value 92 and 97 %, the 99.99th percentile 92 and 95 %, the 99.9th 69 and
+68 %; mAP moved by 0.3 points at most, with the 99.9th percentile by 0.9.
+
+Libraries place the pairs by other rules: ONNX Runtime's quantizer gives what is
+concatenated scales of their own; ModelOpt also rounds the squares of token scores and what enters TopK.
 """
 
 from __future__ import annotations
