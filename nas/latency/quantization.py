@@ -21,7 +21,7 @@ detections, the largest value 92 and 97 %, the 99.99th percentile 92 and 95 %, t
 68 %; mAP moved by 0.3 points at most, with the 99.9th percentile by 0.9.
 
 Libraries place the pairs by other rules: ONNX Runtime's quantizer gives what is
-concatenated scales of their own; ModelOpt also rounds the squares of token scores and what enters TopK.
+concatenated scales of their own; ModelOpt also rounds the squares of token scores.
 """
 
 from __future__ import annotations

@@ -50,7 +50,10 @@ class ConformanceNet(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.SiLU())
         self.pool = nn.MaxPool2d(3, 1, 1)
-        self.merge = nn.Sequential(nn.Conv2d(3 * width, width, 1), nn.SiLU())
+        # The last convolution stays in floating point: the one at the concatenation is another.
+        self.merge = nn.Sequential(
+            *(nn.Conv2d(3 * width, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU())
+        )
         self.norm = nn.LayerNorm(width)
         self.queries_keys = nn.Linear(width, 2 * width)
         self.boxes = nn.Linear(width, 4)
