@@ -40,6 +40,8 @@ _TOKENS = 24
 # fp32 differs by the order of sums; lower precisions also swap tokens that are nearly tied.
 _FP32_TOLERANCE = 1e-4
 _REDUCED_TOLERANCE = 0.05
+# Against the same rounding. OpenVINO is within 0.0004; when it lost scales, it was off by 0.013.
+_INT8_TOLERANCE = 0.005
 
 
 class ConformanceNet(nn.Module):
@@ -109,7 +111,7 @@ class RuntimeConformance:
                 literal = plugins.load("runtimes", "onnxruntime")()
                 expected = literal.evaluate(_quantized(graph), images)
             for name, values in found.items():
-                _assert_close(values, expected[name], exact=precision == "fp32")
+                _assert_close(values, expected[name], precision)
 
     def test_build__int8_wants_a_quantized_graph_and_the_others_do_not(
         self, runtime: Runtime, graph: bytes
@@ -225,12 +227,13 @@ def _images(seed: int = 0) -> Images:
 
 
 def _assert_close(
-    found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], *, exact: bool
+    found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], precision: str
 ) -> None:
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     deviation = np.abs(found - expected)
-    if exact:
+    if precision == "fp32":
         assert deviation.max() <= _FP32_TOLERANCE * np.abs(expected).max()
     else:
-        assert np.median(deviation) <= _REDUCED_TOLERANCE * expected.std()
+        tolerance = _INT8_TOLERANCE if precision == "int8" else _REDUCED_TOLERANCE
+        assert np.median(deviation) <= tolerance * expected.std()
