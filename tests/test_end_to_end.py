@@ -19,7 +19,7 @@ import yaml
 
 import nas
 from nas.api import export, front, stored_request, train
-from nas.errors import BudgetError, StudyError
+from nas.errors import BudgetError, EngineError, StudyError
 from nas.searcher.progress import Silent
 from nas.space.architecture import Architecture
 
@@ -105,6 +105,19 @@ def test_bundle__card_says_interval_split_and_environment(found: nas.Found) -> N
     text = (found.folder / "card.md").read_text()
     for words in ("95 % interval", "mAP50-95, test", "openvino", "digits", "float32 (1, 3"):
         assert words in text
+
+
+def test_search__int8_delivers_the_graph_that_was_measured_and_scored(tmp_path: Path) -> None:
+    space = tmp_path / "tiny.yaml"
+    space.write_text(TINY.replace("architecture:\n", "precision: int8\narchitecture:\n"))
+    found = nas.search("50ms", space=str(space), evaluations=1, quick=True, workspace=tmp_path)
+    assert set(found.front["precision"]) == {"int8"}
+    model = onnx.load(found.folder / "model.onnx")
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    latency = nas.measure(found.folder / "model.onnx", precision="int8")
+    assert latency.environment.precision == "int8"
+    with pytest.raises(EngineError, match="fp32"):
+        nas.measure(found.folder / "model.onnx", precision="fp32")
 
 
 def test_measure__the_delivered_graph_again(found: nas.Found) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from nas.errors import InputError, UnknownNameError
 from nas.latency.clock import PROTOCOL, Calibration, Clock, ClockSettings, Timing
 from nas.latency.hardware import Environment, Hardware
+from nas.latency.quantization import at_precision
 from nas.latency.reference import reference_digest, reference_onnx
 from nas.latency.runtimes.base import Engine, Runtime
 
@@ -232,7 +233,8 @@ class LatencyOracle:
         """Return the latency of a graph, from the store if it is known there.
 
         Args:
-            onnx: graph in fp32 with one static input (1, 3, H, W); its weights do not matter.
+            onnx: graph in fp32 with one static input (1, 3, H, W); its weights do not matter. For
+                int8 it gets placeholder scales, unless it has scales of its own.
             precision: one of `precisions`.
             key: the candidate, such as the digest of its architecture.
 
@@ -284,7 +286,8 @@ class LatencyOracle:
 
     def _time(self, onnx: bytes, precision: str) -> Timing:
         reference = self._reference(precision)
-        with self.runtime.build(onnx, precision, self._threads) as engine:
+        graph = at_precision(onnx, precision)
+        with self.runtime.build(graph, precision, self._threads) as engine:
             self._bind(engine)
             return self._clock.measure(engine.run, reference.engine.run, reference.ms)
 
@@ -307,7 +310,8 @@ class LatencyOracle:
         """Build the reference and compare it with its calibration; both once per oracle."""
         if precision not in self._references:
             digest = self.environment(precision).digest
-            engine = self.runtime.build(reference_onnx(), precision, self._threads)
+            graph = at_precision(reference_onnx(), precision)
+            engine = self.runtime.build(graph, precision, self._threads)
             self._bind(engine)
             now = self._clock.calibrate(engine.run)
             stored = self._store.find_reference(digest)

@@ -46,11 +46,10 @@ from nas.latency.onnx_graph import (
 )
 from nas.latency.runtimes.base import Images
 
-__all__ = ["quantize"]
+__all__ = ["at_precision", "quantize"]
 
 _OPSET = 19  # from here on scales may be in half precision, which fp16 engines need
 _LEVELS = 127
-_ZERO_POINT = "zero_point"
 # A latency does not depend on scales, so any that is not degenerate will do.
 _PLACEHOLDER_LIMIT = 8.0
 # Below it, a scale in half precision would lose its digits, and a channel holds nothing but noise.
@@ -87,6 +86,23 @@ def quantize(onnx: bytes, images: Images | None = None, *, first_convolution: bo
     limits = None if images is None else _calibrated(model, plan, images)
     _rewrite(model, plan, limits)
     return bytes(model.SerializeToString())
+
+
+def at_precision(onnx: bytes, precision: str, images: Images | None = None) -> bytes:
+    """Return the graph that an engine of a precision is built from.
+
+    Args:
+        onnx: a deployed detector in fp32; one that is in INT8 already is returned as it is.
+        precision: of the engine. Only INT8 has a graph of its own; for the others the builder
+            decides.
+        images: see `quantize`.
+
+    Raises:
+        As `quantize`.
+    """
+    if precision != "int8" or quantized_operators(parse_onnx(onnx)):
+        return onnx
+    return quantize(onnx, images)
 
 
 @dataclass
@@ -207,29 +223,36 @@ def _is_last(graph: GraphView, convolution: NodeProto) -> bool:
 
 
 def _rewrite(model: onnx_package.ModelProto, plan: _Plan, limits: dict[str, float] | None) -> None:
-    zero = np.zeros((), np.int8)
-    weights = [numpy_helper.from_array(zero, _ZERO_POINT)]
+    tag = _unused_tag(model)
+    weights = [numpy_helper.from_array(np.zeros((), np.int8), f"{tag}/zero_point")]
     first: list[NodeProto] = []
     pairs: dict[str, list[NodeProto]] = {}
     for tensor, edges in plan.sites.items():
         limit = _PLACEHOLDER_LIMIT if limits is None else limits[plan.scale_of(tensor)]
         scale = np.array(max(limit / _LEVELS, _SMALLEST_SCALE), np.float32)
-        weights.append(numpy_helper.from_array(scale, f"{tensor}_scale"))
-        pairs[tensor] = _pair(tensor)
+        weights.append(numpy_helper.from_array(scale, f"{tag}/{tensor}/scale"))
+        pairs[tensor] = _pair(tag, tensor)
         for node, index in edges:
-            node.input[index] = f"{tensor}_dequantized"
+            node.input[index] = pairs[tensor][-1].output[0]
     for number, node in enumerate(plan.convolutions):
         integers, scales = _integers(plan.graph.constants[node.input[1]])
-        node.input[1] = f"weight{number}"
-        weights.append(numpy_helper.from_array(integers, f"weight{number}_integers"))
-        weights.append(numpy_helper.from_array(scales, f"weight{number}_scales"))
-        names = [f"weight{number}_integers", f"weight{number}_scales"]
-        first.append(
-            helper.make_node(
-                "DequantizeLinear", names, [f"weight{number}"], f"weight{number}", axis=0
-            )
-        )
+        name = f"{tag}/weight{number}"
+        names = [f"{name}/integers", f"{name}/scales"]
+        weights.append(numpy_helper.from_array(integers, names[0]))
+        weights.append(numpy_helper.from_array(scales, names[1]))
+        first.append(helper.make_node("DequantizeLinear", names, [name], name, axis=0))
+        node.input[1] = name
     _replace(model, first, pairs, weights)
+
+
+def _unused_tag(model: onnx_package.ModelProto) -> str:
+    """Return a prefix that no name in the graph begins with: names must be unique."""
+    tag, graph = "int8", model.graph
+    names = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+    names |= {one.name for one in (*graph.initializer, *graph.input)}
+    while any(name.startswith(f"{tag}/") for name in names):
+        tag += "_"
+    return tag
 
 
 def _replace(
@@ -256,18 +279,13 @@ def _replace(
     graph.initializer.extend(kept)
 
 
-def _pair(tensor: str) -> list[NodeProto]:
-    scale, integers = f"{tensor}_scale", f"{tensor}_integers"
+def _pair(tag: str, tensor: str) -> list[NodeProto]:
+    name = f"{tag}/{tensor}"
+    integers, parameters = f"{name}/integers", [f"{name}/scale", f"{tag}/zero_point"]
+    quantized, dequantized = f"{name}/quantized", f"{name}/dequantized"
     return [
-        helper.make_node(
-            "QuantizeLinear", [tensor, scale, _ZERO_POINT], [integers], f"{tensor}_quantize"
-        ),
-        helper.make_node(
-            "DequantizeLinear",
-            [integers, scale, _ZERO_POINT],
-            [f"{tensor}_dequantized"],
-            f"{tensor}_dequantize",
-        ),
+        helper.make_node("QuantizeLinear", [tensor, *parameters], [integers], quantized),
+        helper.make_node("DequantizeLinear", [integers, *parameters], [dequantized], dequantized),
     ]
 
 

@@ -12,7 +12,7 @@ from nas.latency.onnx_export import check_onnx, export_onnx
 from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
-from nas.searcher.evaluation import score_engine
+from nas.searcher.evaluation import engine_graph, score_engine
 from nas.space.architecture import Candidate
 
 __all__ = ["Bench"]
@@ -34,11 +34,11 @@ class Bench:
     runtime: Runtime
     oracle: LatencyOracle
 
-    def onnx(self, detector: Detector, candidate: Candidate) -> bytes:
-        """Export, and check on real images that the graph computes what torch does.
+    def graph(self, detector: Detector, candidate: Candidate) -> bytes:
+        """Export in the candidate's precision, once the fp32 graph computes what torch does.
 
         Raises:
-            ExportError: it does not.
+            ExportError: it does not, on real images.
         """
         height, width = candidate.architecture.input
         deployed = detector.deploy()
@@ -46,7 +46,7 @@ class Bench:
         images = self.dataset.validation.resized(height, width).images[:_CHECKED_IMAGES]
         for image in images:
             check_onnx(onnx, deployed, image[None].astype(np.float32) / 255)
-        return onnx
+        return engine_graph(onnx, candidate, self.dataset.train)
 
     def latency(self, onnx: bytes, candidate: Candidate) -> Latency:
         """Measure a graph afresh, whatever is stored about its architecture.
@@ -59,13 +59,11 @@ class Bench:
         environment = self.oracle.environment(candidate.precision)
         return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
 
-    def score(
-        self, detector: Detector, candidate: Candidate, split: Split, weights: Weights
-    ) -> Accuracy:
-        """Score the engine on a split, with a bootstrap interval.
+    def score(self, onnx: bytes, candidate: Candidate, split: Split, weights: Weights) -> Accuracy:
+        """Score the engine of a graph on a split, with a bootstrap interval.
 
         Raises:
             DatasetError: the split has no object to find.
         """
-        accuracy, _ = score_engine(detector, candidate, self.runtime, split, weights=weights)
+        accuracy, _ = score_engine(onnx, candidate, self.runtime, split, weights=weights)
         return accuracy

@@ -115,13 +115,13 @@ def train_alone(
         detector, dataset.train, recipe, progress=_heard(listener), checkpoint=checkpoint
     )
     splits = [dataset.validation, *([dataset.test] if dataset.test else [])]
-    onnx = bench.onnx(detector, candidate)
+    onnx = bench.graph(detector, candidate)
     bundle = Bundle(
         candidate,
         detector,
         onnx,
         bench.latency(onnx, candidate),
-        tuple(bench.score(detector, candidate, split, "trained") for split in splits),
+        tuple(bench.score(onnx, candidate, split, "trained") for split in splits),
         _provenance(dataset, recipe.seed),
     )
     write_bundle(bundle, folder)
@@ -151,39 +151,40 @@ class _Maker:
         candidate = candidate_of(row, self._setting.database)
         trial = int(row["trial"])
         inherited = self._judge.detector(candidate.architecture)
-        if self._latency(trial, self._bench.onnx(inherited, candidate), candidate) is None:
+        onnx = self._bench.graph(inherited, candidate)
+        if self._latency(trial, onnx, candidate) is None:
             return None  # before any training is spent on it
-        detector, accuracies = self._fine_tuned(inherited, candidate)
-        onnx = self._bench.onnx(detector, candidate)
+        detector, onnx, accuracies = self._fine_tuned(inherited, onnx, candidate)
         latency = self._latency(trial, onnx, candidate)
         if latency is None:
             return None
         if self._dataset.test is not None:
             weights = accuracies[-1].weights
-            accuracies.append(self._bench.score(detector, candidate, self._dataset.test, weights))
+            accuracies.append(self._bench.score(onnx, candidate, self._dataset.test, weights))
         self._store(candidate, accuracies)
         return Bundle(
             candidate, detector, onnx, latency, tuple(accuracies), self._provenance(trial)
         )
 
     def _fine_tuned(
-        self, inherited: Detector, candidate: Candidate
-    ) -> tuple[Detector, list[Accuracy]]:
-        """Train a copy further, and keep whichever is better on the validation split."""
+        self, inherited: Detector, onnx: bytes, candidate: Candidate
+    ) -> tuple[Detector, bytes, list[Accuracy]]:
+        """Train a copy further; keep whichever is better on validation, with its graph."""
         validation = self._dataset.validation
         recipe = self._recipe.fine_tuning()
-        before = self._bench.score(inherited, candidate, validation, "inherited")
+        before = self._bench.score(onnx, candidate, validation, "inherited")
         self._listener.stage("Fine-tune the winner", recipe.iterations)
         tuned = copy.deepcopy(inherited)
         train_detector(tuned, self._dataset.train, recipe, progress=_heard(self._listener))
-        after = self._bench.score(tuned, candidate, validation, "fine-tuned")
+        tuned_onnx = self._bench.graph(tuned, candidate)
+        after = self._bench.score(tuned_onnx, candidate, validation, "fine-tuned")
         if after.map50_95 < before.map50_95:
             self._listener.say(
                 f"Fine-tuning did not help ({before.map50_95:.3f} to {after.map50_95:.3f} on "
                 "validation): the inherited weights are delivered."
             )
-            return inherited, [before]
-        return tuned, [before, after]
+            return inherited, onnx, [before]
+        return tuned, tuned_onnx, [before, after]
 
     def _latency(self, trial: int, onnx: bytes, candidate: Candidate) -> Latency | None:
         """Measure a graph; None, and a line to read, if it may break the budget."""

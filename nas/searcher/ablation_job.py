@@ -28,7 +28,7 @@ from nas.errors import EngineError, ExportError, NasError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
-from nas.searcher.evaluation import score_engine
+from nas.searcher.evaluation import score_engine, trained_graph
 from nas.space.architecture import Candidate
 
 __all__ = ["Job", "Outcome", "run_jobs", "train_and_score"]
@@ -95,8 +95,9 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         detector, dataset.train, job.recipe, progress=hear, checkpoint=job.checkpoint
     )
     runtime: Runtime = plugins.load("runtimes", job.runtime)()
+    graph = trained_graph(detector, job.candidate, dataset.train)
     accuracy, detections = score_engine(
-        detector, job.candidate, runtime, dataset.validation, weights="trained"
+        graph, job.candidate, runtime, dataset.validation, weights="trained"
     )
     # Equal draws for every training, so that their differences are paired.
     resampled = resampled_map(detections, dataset.validation.annotations, seed=0)

@@ -19,6 +19,7 @@ from nas.accuracy.evaluate import Accuracy, Weights, evaluate
 from nas.latency.clock import Elapsed
 from nas.latency.onnx_export import export_onnx
 from nas.latency.oracle import Latency, LatencyOracle
+from nas.latency.quantization import at_precision
 from nas.latency.runtimes.base import Engine, Runtime
 from nas.model.detector import Detector, needs_nms, profile
 from nas.model.supernet import Supernet, recalibrate
@@ -28,15 +29,18 @@ from nas.space.architecture import Architecture, Candidate
 __all__ = [
     "AccuracyJudge",
     "LatencyJudge",
+    "engine_graph",
     "engine_predictor",
     "recalibration_images",
     "score_engine",
+    "trained_graph",
     "untrained_onnx",
 ]
 
 # 8 of them rank as well as 32 within error, in a quarter of the time (docs/LOG.md).
 RECALIBRATION_BATCHES = 8
 RECALIBRATION_BATCH_SIZE = 32
+_CALIBRATION_IMAGES = 32  # of the scales of INT8 (docs/LOG.md)
 
 _Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -117,8 +121,9 @@ class AccuracyJudge:
             return stored
         elapsed = Elapsed()
         detector = self.detector(candidate.architecture)
+        graph = trained_graph(detector, candidate, self._dataset.train)
         accuracy, _ = score_engine(
-            detector, candidate, self._runtime, self._dataset.validation, weights="inherited"
+            graph, candidate, self._runtime, self._dataset.validation, weights="inherited"
         )
         row = self._database.add_accuracy(
             candidate.architecture.digest,
@@ -137,30 +142,60 @@ class AccuracyJudge:
         return detector
 
 
+def trained_graph(detector: Detector, candidate: Candidate, calibration: Split) -> bytes:
+    """Export a trained detector as the graph that its engine is built from.
+
+    Args:
+        detector: with running statistics.
+        candidate: its architecture, and the precision of the engine.
+        calibration: see `engine_graph`.
+
+    Raises:
+        ExportError: the network has no ONNX form.
+        MissingPackageError: ONNX Runtime, which calibrates, is not installed.
+    """
+    onnx = export_onnx(detector.deploy(), *candidate.architecture.input)
+    return engine_graph(onnx, candidate, calibration)
+
+
+def engine_graph(onnx: bytes, candidate: Candidate, calibration: Split) -> bytes:
+    """Return the graph in the precision of a candidate.
+
+    Args:
+        onnx: the trained network in fp32.
+        candidate: whose precision it is.
+        calibration: training images; the scales of an INT8 graph come from the first of them.
+
+    Raises:
+        MissingPackageError: ONNX Runtime, which calibrates, is not installed.
+    """
+    if candidate.precision != "int8":
+        return onnx
+    images = calibration.resized(*candidate.architecture.input).images[:_CALIBRATION_IMAGES]
+    return at_precision(onnx, candidate.precision, images.astype(np.float32) / np.float32(255))
+
+
 def score_engine(
-    detector: Detector,
+    onnx: bytes,
     candidate: Candidate,
     runtime: Runtime,
     split: Split,
     *,
     weights: Weights,
 ) -> tuple[Accuracy, list[Detections]]:
-    """Build the engine of a trained detector and score it on a split, with a bootstrap interval.
+    """Build the engine of a trained graph and score it on a split, with a bootstrap interval.
 
     Returns:
         The accuracy, and the detections of each image in pixels of the original images.
 
     Raises:
-        ExportError: the network has no ONNX form.
         EngineError: the engine cannot be built.
         DatasetError: the split has no object to find.
     """
-    height, width = candidate.architecture.input
-    onnx = export_onnx(detector.deploy(), height, width)
     with runtime.build(onnx, candidate.precision) as engine:
         return evaluate(
             engine_predictor(engine),
-            split.resized(height, width),
+            split.resized(*candidate.architecture.input),
             weights=weights,
             artifact="engine",
             nms=needs_nms(candidate.architecture),

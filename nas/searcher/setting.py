@@ -80,9 +80,16 @@ def open_setting(request: Request, listener: Listener) -> Iterator[Setting]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)  # two threads spin against each other when anything else runs
     make_sampler(request.sampler, request.seed, 0)  # an unknown name costs nothing yet
-    space = load_space(request.space)
+    whole = load_space(request.space)
     hardware = Hardware.named(request.hardware)
     runtime: Runtime = plugins.load("runtimes", request.runtime or hardware.runtime)()
+    space = whole.within(runtime.precisions)
+    if left_out := [one for one in whole.precisions if one not in space.precisions]:
+        listener.say(
+            f"Candidates in {', '.join(left_out)} are left out of the space: {runtime.name} has "
+            f"{', '.join(runtime.precisions)}.",
+            warning=True,
+        )
     with Database(request.url) as database:
         listener.stage("Read the data", 0)
         dataset = load_dataset(request.data, request.workspace.cache, quick=request.quick)

@@ -28,8 +28,8 @@ dense attention; without insertion, k has no effect): compare candidates by dige
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -97,6 +97,38 @@ class SearchSpace:
     def precisions(self) -> tuple[str, ...]:
         """The precisions that candidates can have."""
         return tuple(dict.fromkeys(self._values(self._template["precision"])))
+
+    def within(self, precisions: Collection[str]) -> SearchSpace:
+        """Return the part of the space whose candidates have one of these precisions.
+
+        An anchor whose precision is left out takes the last one that stays: the most exact.
+
+        Raises:
+            SpaceError: nothing stays.
+        """
+        reference = Reference.of(self._template["precision"])
+        kept = [one for one in self.precisions if one in precisions]
+        if not kept:
+            raise SpaceError(
+                f"The space {self.name!r} is in {', '.join(self.precisions)}, of which nothing "
+                f"can run here: {', '.join(precisions)} can.",
+                "Choose another runtime, or another space.",
+            )
+        if len(kept) == len(self.precisions) or reference is None:
+            return self
+        name, point = reference.choice, self.anchors["max"]
+        options = {
+            label: option
+            for label, option in self.options[name].items()
+            if self._fill(self._template["precision"], {**point, name: label}) in kept
+        }
+        *_, last = options
+        anchors = {
+            anchor: point if point[name] in options else {**point, name: last}
+            for anchor, point in self.anchors.items()
+        }
+        lowest = {"min": {**self.anchors["min"], name: next(iter(options))}}
+        return replace(self, options={**self.options, name: options}, anchors={**anchors, **lowest})
 
     @cached_property
     def digest(self) -> str:

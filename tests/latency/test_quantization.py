@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nas.errors import EngineError, ExportError, InputError
 from nas.latency.onnx_export import export_onnx
 from nas.latency.onnx_graph import GraphView, parse_onnx
-from nas.latency.quantization import _Histogram, quantize
+from nas.latency.quantization import _Histogram, at_precision, quantize
+from nas.latency.reference import reference_onnx
 from nas.latency.runtimes.base import Images
 from nas.latency.runtimes.onnxruntime import OnnxRuntime
 from nas.latency.runtimes.openvino import OpenVinoRuntime
@@ -276,7 +277,7 @@ def test_openvino__computes_what_the_graph_says_at_concatenations() -> None:
 def test_openvino__asymmetric_quantizer_is_an_error(model: ModelProto) -> None:
     wrong = parse_onnx(model.SerializeToString())
     for weight in wrong.graph.initializer:
-        if weight.name == "zero_point":
+        if weight.name.endswith("/zero_point"):
             weight.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), weight.name))
     with pytest.raises(EngineError, match="zero point 0"):
         OpenVinoRuntime().build(wrong.SerializeToString(), "int8")
@@ -306,3 +307,25 @@ def rounding_error(values: np.ndarray, limit: float) -> float:
     scale = limit / 127
     rounded = np.rint(values / scale).clip(max=127) * scale
     return float(np.sqrt(((rounded - values) ** 2).mean()))
+
+
+def test_quantize__names_of_its_own_whatever_the_graph_is_called() -> None:
+    """The reference calls its weights `weight1`, and a graph may be called as our own were."""
+    model = onnx.load_from_string(reference_onnx())
+    for node in model.graph.node:
+        node.input[:] = [name if name in ("", "images") else f"int8/{name}" for name in node.input]
+        node.output[:] = [f"int8/{name}" for name in node.output]
+    for one in (*model.graph.initializer, *model.graph.output):
+        one.name = f"int8/{one.name}"
+    for graph in (reference_onnx(), model.SerializeToString()):
+        quantized = quantize(graph)
+        onnx.checker.check_model(onnx.load_from_string(quantized), full_check=True)
+        OpenVinoRuntime().build(quantized, "int8").close()
+
+
+def test_at_precision__only_int8_has_a_graph_of_its_own(detector: bytes) -> None:
+    assert at_precision(detector, "fp32") is detector
+    assert at_precision(detector, "bf16") is detector
+    quantized = at_precision(detector, "int8")
+    assert quantized == quantize(detector)
+    assert at_precision(quantized, "int8") is quantized

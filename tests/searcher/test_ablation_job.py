@@ -10,7 +10,7 @@ from nas.accuracy.training import Recipe, train_detector
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.model.detector import Detector
 from nas.searcher.ablation_job import Job, run_jobs, train_and_score
-from nas.searcher.evaluation import score_engine
+from nas.searcher.evaluation import score_engine, trained_graph
 from nas.space.architecture import Architecture, Candidate
 from nas.space.space import load_space
 
@@ -41,16 +41,21 @@ def job_of(folder, head, iterations):
     return Job("a job", candidate, recipe, "openvino", folder / "a.checkpoint")
 
 
-@pytest.mark.parametrize("head", ["decoupled", "one_to_one"])
-def test_train_and_score__scores_as_a_search_does(few_digits, tmp_path, head):
+@pytest.mark.parametrize(
+    ("head", "precision"), [("decoupled", "fp32"), ("one_to_one", "fp32"), ("decoupled", "int8")]
+)
+def test_train_and_score__scores_as_a_search_does(few_digits, tmp_path, head, precision):
     job = job_of(tmp_path, head, 40)
+    candidate = job.candidate.model_copy(update={"precision": precision})
+    job = dataclasses.replace(job, candidate=candidate)
     steps = []
     outcome = train_and_score(job, few_digits, lambda at: steps.append(at.iteration))
     assert steps == list(range(1, 41))
     detector = Detector(job.candidate.architecture, seed=3)
     train_detector(detector, few_digits.train, job.recipe)
     split = few_digits.validation
-    expected, _ = score_engine(detector, job.candidate, OpenVinoRuntime(), split, weights="trained")
+    graph = trained_graph(detector, job.candidate, few_digits.train)
+    expected, _ = score_engine(graph, job.candidate, OpenVinoRuntime(), split, weights="trained")
     assert outcome.accuracy == expected
     assert outcome.accuracy.map50_95 > 0.001
 

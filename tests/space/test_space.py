@@ -381,3 +381,25 @@ def test_load__unknown_name_lists_the_known() -> None:
 def test_candidate__refuses_bad_points(tmp_path: Path, point: dict[str, int | str]) -> None:
     with pytest.raises(SpaceError):
         _load(tmp_path, SMALL).candidate(point, CLASSES)
+
+
+def test_within__precisions_of_a_runtime(shipped_yolo_nas: SearchSpace) -> None:
+    space = shipped_yolo_nas
+    assert space.within(("fp32", "bf16", "int8", "fp16")) is space
+    narrow = space.within(("fp32", "fp16"))
+    assert narrow.precisions == ("fp32",)
+    assert narrow.size * len(space.precisions) == space.size
+    assert narrow.anchors["S"] == space.anchors["S"]
+    assert narrow.candidate(narrow.anchors["min"], 1).precision == "fp32"
+    assert narrow.digest != space.digest
+
+
+def test_within__nothing_that_can_run(shipped_yolo_nas: SearchSpace) -> None:
+    with pytest.raises(SpaceError, match="int8, bf16, fp32") as raised:
+        shipped_yolo_nas.within(("fp16",))
+    assert "fp16 can" in str(raised.value)
+
+
+@pytest.fixture
+def shipped_yolo_nas() -> SearchSpace:
+    return load_space("yolo_nas")
