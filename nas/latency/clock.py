@@ -227,6 +227,7 @@ class Clock:
 
     Args:
         threads: threads of the engines; 1 is timed by process CPU time, more by the wall clock.
+        on_cpu: whether they compute in this process; another device is timed by the wall clock.
         settings: how long and how narrow.
         seed: of the bootstrap.
         timers: the sources of time.
@@ -236,15 +237,17 @@ class Clock:
         self,
         *,
         threads: int = 1,
+        on_cpu: bool = True,
         settings: ClockSettings | None = None,
         seed: int = 0,
         timers: Timers | None = None,
     ) -> None:
-        self.name: ClockName = "process CPU time" if threads == 1 else "wall"
+        alone = on_cpu and threads == 1
+        self.name: ClockName = "process CPU time" if alone else "wall"
         self.settings = settings or ClockSettings()
         self._seed = seed
         self._timers = timers or Timers()
-        self._now = self._timers.cpu_ns if threads == 1 else self._timers.wall_ns
+        self._now = self._timers.cpu_ns if alone else self._timers.wall_ns
         self._read_ns = _reading_cost_ns(self._now)
 
     def calibrate(self, reference: Callable[[], object]) -> Calibration:

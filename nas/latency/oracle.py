@@ -180,7 +180,7 @@ class LatencyOracle:
         self._store = MemoryStore() if store is None else store
         self._threads = threads
         self._seed = seed
-        self._clock = Clock(threads=threads, settings=settings, seed=seed)
+        self._clock = Clock(threads=threads, on_cpu=runtime.on_cpu, settings=settings, seed=seed)
         self._environments = {one: self._environment(one) for one in self.precisions}
         self._references: dict[str, _Reference] = {}
 

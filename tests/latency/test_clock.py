@@ -42,9 +42,11 @@ class World:
     def busy_s(self) -> float:
         return self.cpu / 1e9 + self.neighbours_s * self.wall / 1e9
 
-    def clock(self, *, threads: int = 1, settings: ClockSettings | None = None) -> Clock:
+    def clock(
+        self, *, threads: int = 1, on_cpu: bool = True, settings: ClockSettings | None = None
+    ) -> Clock:
         timers = Timers(cpu_ns=self.read_cpu, wall_ns=self.read_wall, busy_s=self.busy_s)
-        return Clock(threads=threads, settings=settings, timers=timers)
+        return Clock(threads=threads, on_cpu=on_cpu, settings=settings, timers=timers)
 
 
 @given(ns=st.floats(2e4, 5e7), noise=st.floats(0, 0.02), seed=st.integers(0, 99))
@@ -134,6 +136,15 @@ def test_measure__blocks_with_a_second_thread_are_rejected() -> None:
     timing = world.clock().measure(sometimes, world.work(1e6), 1.0)
     assert timing.rejected > 0
     assert timing.ms == pytest.approx(1, rel=0.01)
+
+
+def test_measure__another_device_is_timed_by_the_wall() -> None:
+    """Its process only waits meanwhile: CPU time would say that it costs next to nothing."""
+    world = World()
+    world.own_cpus = 0.001
+    timing = world.clock(on_cpu=False).measure(world.work(3e6), world.work(1e6), 1.0)
+    assert timing.clock == "wall"
+    assert timing.ms == pytest.approx(3, rel=0.01)
 
 
 def test_measure__several_threads_are_timed_by_the_wall() -> None:

@@ -180,10 +180,12 @@ class Runtime(ABC):
     Class attributes:
         name: what the user types, equal to the entry point.
         precisions: what `build` accepts; the first one is the most exact and runs everywhere.
+        on_cpu: whether a run computes in this process; CPU time says nothing about any other.
     """
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    on_cpu: ClassVar[bool] = True
 
     @abstractmethod
     def version(self) -> str:

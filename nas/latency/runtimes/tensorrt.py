@@ -206,6 +206,7 @@ class TensorRtRuntime(Runtime):
 
     name: ClassVar[str] = "tensorrt"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    on_cpu: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -220,8 +221,9 @@ class TensorRtRuntime(Runtime):
         self._cuda_graph = cuda_graph
 
     def version(self) -> str:
-        """Return the release, such as `"10.16.1.11"`."""
-        return release()
+        """Return the release, such as `"10.16.1.11"`, and whatever is not built as in a search."""
+        usual = self._settings == BuildSettings() and self._cuda_graph
+        return release() if usual else f"{release()} {self._settings} cuda_graph={self._cuda_graph}"
 
     def load(self, path: Path) -> TensorRtEngine:
         """Load what `TensorRtEngine.save` wrote.
