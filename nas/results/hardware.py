@@ -16,9 +16,9 @@ __all__ = ["hardware_table"]
 _FIGURES = {
     "GB": "memory_gb",
     "GB/s": "bandwidth_gbs",
-    "fp32 TFLOPS": "fp32_tflops",
-    "fp16 TFLOPS": "fp16_tensor_tflops",
-    "int8 TOPS": "int8_tensor_tops",
+    "fp32\nTFLOPS": "fp32_tflops",
+    "fp16\nTFLOPS": "fp16_tensor_tflops",
+    "int8\nTOPS": "int8_tensor_tops",
 }
 
 

@@ -1,0 +1,1 @@
+"""Devices, one YAML file for each family; `nas.latency.hardware` documents their format."""
