@@ -1,7 +1,9 @@
 """What can be measured here and now: which devices, by which runtimes, in which precisions.
 
-It loads the runtimes of attached devices and asks them for their version, so a broken installation
-shows as the reason it gives. Whether an engine of a given network builds is only known by building.
+`measurable` answers for lists: it loads the runtimes of attached devices and asks them for their
+version, so a broken installation shows as the reason it gives. `runtime_for` answers for a search:
+it returns the runtime, or raises. Whether an engine of a given network builds is only known by
+building it.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas import plugins
-from nas.errors import NasError
+from nas.errors import InputError, MeasurementError, NasError
 from nas.latency.detection import Attached, Machine, detect
 from nas.latency.hardware import Hardware, registry
 from nas.latency.runtimes.base import Runtime
 
-__all__ = ["Ability", "Measurable", "measurable", "unregistered"]
+__all__ = ["Ability", "Measurable", "measurable", "runtime_for", "unregistered"]
 
+_GIB = 2**30
 # x86 processors that compute in bf16; on others OpenVINO would emulate it, and refuses.
 _BF16_SETS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -60,6 +63,38 @@ class Measurable:
     def here(self) -> bool:
         """Whether something can be measured on it, here and now."""
         return any(ability.precisions for ability in self.abilities)
+
+
+def runtime_for(
+    hardware: Hardware, name: str | None = None, machine: Machine | None = None
+) -> Runtime:
+    """Return the runtime that measures on a device, and make that device the current one of CUDA.
+
+    Args:
+        hardware: the device.
+        name: of the runtime; the device's usual one if None.
+        machine: what is attached; looked for now if None.
+
+    Raises:
+        MeasurementError: the device is not attached, or this version cannot measure on it.
+        UnknownNameError: no runtime has the name.
+        MissingPackageError: the runtime is not installed.
+        InputError: the runtime computes elsewhere, so that its times say nothing of the device.
+    """
+    hardware.require_attached(machine)
+    if hardware.unmeasurable:
+        raise MeasurementError(f"{hardware.name} cannot be measured: {hardware.unmeasurable}.")
+    runtime: Runtime = plugins.load("runtimes", name or hardware.runtime)()
+    if runtime.on_cpu != (hardware.kind == "cpu"):
+        where = "the processor" if runtime.on_cpu else "a GPU"
+        raise InputError(
+            f"The runtime {runtime.name!r} computes on {where}, which says nothing of "
+            f"{hardware.name} ({hardware.description}).",
+            f"Leave the runtime out, or name {' or '.join(hardware.runtimes)}.",
+        )
+    if not runtime.on_cpu:
+        _choose_gpu(hardware)
+    return runtime
 
 
 def measurable(
@@ -138,7 +173,7 @@ def _ability(hardware: Hardware, device: Attached, name: str, loaded: _Loaded) -
     runtime, reason = loaded
     if runtime is None:
         return Ability(runtime=name, reason=reason)
-    if device.kind != "cpu" and (reason := _no_cuda()):
+    if not runtime.on_cpu and (reason := _no_cuda()):
         return Ability(runtime=name, version=runtime.version(), reason=f"{name}: {reason}")
     common = [one for one in hardware.precisions if one in runtime.precisions]
     lacking = [one for one in common if _lacks(device, one)]
@@ -155,6 +190,29 @@ def _lacks(device: Attached, precision: str) -> bool:
     if device.kind != "cpu" or precision != "bf16":
         return False
     return _BF16_SETS.isdisjoint(device.name.replace(")", " ").split())
+
+
+def _choose_gpu(hardware: Hardware) -> None:
+    """Make the first GPU of the kind the current one; engines are built where CUDA stands."""
+    if reason := _no_cuda():
+        raise MeasurementError(
+            f"{hardware.name} is attached, and cannot be used: {reason}.",
+            "Install torch for CUDA (https://pytorch.org/get-started/locally), and check "
+            "CUDA_VISIBLE_DEVICES.",
+        )
+    import torch  # noqa: PLC0415 - as in `_no_cuda`
+
+    if hardware.kind == "jetson":
+        return
+    for index in range(torch.cuda.device_count()):
+        memory_gb = torch.cuda.get_device_properties(index).total_memory / _GIB
+        name = torch.cuda.get_device_name(index)
+        if hardware.fits(Attached(kind="gpu", name=name, memory_gb=memory_gb)):
+            torch.cuda.set_device(index)
+            return
+    raise MeasurementError(
+        f"{hardware.name} is attached, and CUDA does not show it.", "Check CUDA_VISIBLE_DEVICES."
+    )
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nas import plugins
 from nas.errors import InputError, MeasurementError, UnknownNameError
-from nas.latency.detection import Attached, Machine
+from nas.latency.detection import Attached, Machine, attached
 from nas.latency.hardware import Datasheet, Figure, Hardware, Measured, read_devices, registry
 
 SHIPPED = registry()
@@ -264,15 +264,9 @@ def test_device__is_the_same_twice() -> None:
 
 
 def test_device__of_what_is_not_here_raises() -> None:
-    missing = next(one for one in SHIPPED if not any(map(one.fits, _here())))
+    missing = next(one for one in SHIPPED if not any(map(one.fits, attached())))
     with pytest.raises(MeasurementError, match=f"{missing.name}.*not attached"):
         missing.device()
-
-
-def _here() -> tuple[Attached, ...]:
-    from nas.latency.detection import attached
-
-    return attached()
 
 
 def test_require_attached__returns_the_device() -> None:

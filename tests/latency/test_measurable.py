@@ -5,11 +5,13 @@ from pathlib import Path
 
 import openvino
 import pytest
+import torch
 
 from nas import plugins
-from nas.errors import InputError
+from nas.errors import InputError, MeasurementError, UnknownNameError
 from nas.latency.detection import Attached, Machine
-from nas.latency.measurable import Measurable, measurable, unregistered
+from nas.latency.hardware import Hardware
+from nas.latency.measurable import Measurable, measurable, runtime_for, unregistered
 
 CPU = Attached(kind="cpu", name="A processor (cpu family 6; avx2 avx512_bf16)")
 L4 = Attached(kind="gpu", name="NVIDIA L4", memory_gb=22.5)
@@ -109,3 +111,47 @@ def test_measurable__refuses_a_broken_device_file(tmp_path: Path) -> None:
 
 def test_unregistered__lists_what_has_no_entry() -> None:
     assert unregistered(machine=Machine((CPU, L4, STRANGER))) == (STRANGER,)
+
+
+def test_runtime_for__the_processor_is_ready() -> None:
+    cpu = Hardware.named("cpu")
+    assert runtime_for(cpu).name == "openvino"
+    assert runtime_for(cpu, "onnxruntime").name == "onnxruntime"
+
+
+def test_runtime_for__unknown_runtime_lists_the_known() -> None:
+    with pytest.raises(UnknownNameError, match="openvino"):
+        runtime_for(Hardware.named("cpu"), "openvine")
+
+
+def test_runtime_for__a_device_elsewhere_is_named_before_its_runtime() -> None:
+    with pytest.raises(MeasurementError, match=r"l4.*not attached"):
+        runtime_for(Hardware.named("l4"), machine=Machine((CPU,)))
+
+
+def test_runtime_for__refuses_to_time_the_processor_in_the_name_of_a_gpu() -> None:
+    with pytest.raises(InputError, match=r"'openvino' computes on the processor.*tensorrt"):
+        runtime_for(Hardware.named("l4"), "openvino", Machine((CPU, L4)))
+
+
+def test_runtime_for__says_when_this_version_cannot() -> None:
+    board = Attached(kind="jetson", name="A board", modules=frozenset({"p3668-0001"}))
+    with pytest.raises(MeasurementError, match=r"10\.12"):
+        runtime_for(Hardware.named("xavier-nx"), machine=Machine((CPU, board)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_runtime_for__a_gpu_that_torch_cannot_use_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "gpu_runtime-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: gpu-runtime\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[nas.runtimes]\nelsewhere = gpu_runtime:Maker\n")
+    (tmp_path / "gpu_runtime.py").write_text(
+        "from nas.latency.runtimes.onnxruntime import OnnxRuntime\n"
+        "class Maker(OnnxRuntime):\n    on_cpu = False\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MeasurementError, match="l4 is attached, and cannot be used"):
+        runtime_for(Hardware.named("l4"), "elsewhere", Machine((CPU, L4)))
