@@ -15,13 +15,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from nas import plugins
 from nas.accuracy.formats import load_dataset
 from nas.errors import InputError, StudyError
 from nas.latency.hardware import Hardware
+from nas.latency.measurable import Measurable, measurable, runtime_for
 from nas.latency.onnx_export import load_onnx
 from nas.latency.oracle import Latency, LatencyOracle
-from nas.latency.runtimes.base import Runtime
 from nas.model.description import Description
 from nas.model.description import describe as describe_architecture
 from nas.results.ablation import AblationResult
@@ -49,6 +48,7 @@ __all__ = [
     "describe",
     "export",
     "front",
+    "hardware",
     "layer_list",
     "measure",
     "resume",
@@ -267,6 +267,7 @@ def measure(
     hardware: str = "cpu",
     runtime: str | None = None,
     precision: str = "fp32",
+    workspace: str | Path = "studies",
 ) -> Latency:
     """Measure a network.
 
@@ -276,6 +277,7 @@ def measure(
         hardware: device to measure on.
         runtime: of the engine; the hardware's own if None.
         precision: of the engine.
+        workspace: folder with devices of your own.
 
     Raises:
         ArchitectureError: the file describes no network.
@@ -293,12 +295,20 @@ def measure(
             f"A network is a .yaml file, an .onnx file or space:anchor, got {subject!r}.",
             "Give an architecture.yaml, a model.onnx, or a name such as digits:middle.",
         )
-    device = Hardware.named(hardware)
-    engine_maker: Runtime = plugins.load("runtimes", runtime or device.runtime)()
-    with LatencyOracle(device, engine_maker, precisions=[precision]) as oracle:
+    device = Hardware.named(hardware, Workspace(Path(workspace)).hardware)
+    with LatencyOracle(device, runtime_for(device, runtime), precisions=[precision]) as oracle:
         timing = oracle.time(onnx, precision)
         environment = oracle.environment(precision)
     return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
+
+
+def hardware(*, workspace: str | Path = "studies") -> tuple[Measurable, ...]:
+    """Say of every known device what can be measured on it here and now; attached ones first.
+
+    Raises:
+        InputError: a file of a device of your own breaks a rule.
+    """
+    return measurable(Workspace(Path(workspace)).hardware)
 
 
 def train(
@@ -337,8 +347,8 @@ def train(
     recipe = training_recipe(data, seed, quick=quick)
     if iterations is not None:
         recipe = dataclasses.replace(recipe, iterations=iterations)
-    device = Hardware.named(hardware)
-    maker: Runtime = plugins.load("runtimes", runtime or device.runtime)()
+    device = Hardware.named(hardware, place.hardware)
+    maker = runtime_for(device, runtime)
     listener.stage("Read the data", 0)
     dataset = load_dataset(data, place.cache, quick=quick)
     architecture = read_architecture(str(subject), len(dataset.classes))

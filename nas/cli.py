@@ -335,12 +335,17 @@ def measure(
     ],
     hardware: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
     runtime: Runtime = None,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 on OpenVINO.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16 or int8: what the runtime has.")
+    ] = "fp32",
+    workspace: WorkspaceOption = _WORKSPACE,
 ) -> None:
     """Measure the latency of a network, or of any ONNX file with one image input."""
     from nas import api
 
-    latency = api.measure(subject, hardware=hardware, runtime=runtime, precision=precision)
+    latency = api.measure(
+        subject, hardware=hardware, runtime=runtime, precision=precision, workspace=workspace
+    )
     _out.print(
         f"{latency.ms:.4f} ms, 95 % interval [{latency.low_ms:.4f}, {latency.high_ms:.4f}], "
         f"{latency.source}",
@@ -378,6 +383,18 @@ def train(
             listener=progress,
         )
     _out.print(delivered_panel(delivered))
+
+
+@app.command()
+def hardware(workspace: WorkspaceOption = _WORKSPACE) -> None:
+    """List known devices, what is attached, and what can be measured on it here and now."""
+    from nas.latency.detection import detect
+    from nas.latency.measurable import measurable, unregistered
+    from nas.results.hardware import hardware_table
+    from nas.searcher.request import Workspace
+
+    folder, machine = Workspace(workspace).hardware, detect()
+    _out.print(hardware_table(measurable(folder, machine), unregistered(folder, machine)))
 
 
 @app.command()

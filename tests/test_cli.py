@@ -76,6 +76,20 @@ def test_search__says_rule_value_and_remedy(
     assert "Traceback" not in text
 
 
+def test_hardware__lists_what_can_be_measured_here(run: Run) -> None:
+    code, text = run("hardware")
+    assert code == 0
+    for word in ("cpu", "l4", "orin-nx", "openvino"):
+        assert word in text
+
+
+def test_measure__a_device_that_is_not_here(run: Run) -> None:
+    code, text = run("measure", "digits:min", "--hardware", "l4")
+    assert code == 1
+    for word in ("l4 (NVIDIA L4) is not attached", "--hardware cpu"):
+        assert word in text
+
+
 def test_search__unknown_sampler_costs_no_training(run: Run, tmp_path: Path) -> None:
     code, text = run("search", "--quick", "--budget", "1ms", "--sampler", "tpa")
     assert code == 1
@@ -241,7 +255,8 @@ FLAGS = {
     "describe": "--classes --svg --json --workspace",
     "ablate": "--space --vary --recipe --against --seeds --iterations --data --hardware --runtime "
     "--precision --jobs --study --quick --output --storage --workspace",
-    "measure": "--hardware --runtime --precision",
+    "measure": "--hardware --runtime --precision --workspace",
+    "hardware": "--workspace",
     "train": "--data --iterations --hardware --seed --quick --workspace",
     "spaces": "",
     "dashboard": "--port --storage --workspace",

@@ -43,7 +43,15 @@ def test_wheel__is_what_runs(installed: Path) -> None:
 
 
 def test_wheel__lists_the_shipped_spaces(installed: Path) -> None:
-    assert "digits" in _run(installed / "nas", "spaces")
+    text = _run(installed / "nas", "spaces")
+    for name in ("digits", "yolo_nas", "hsv_det"):
+        assert name in text
+
+
+def test_wheel__knows_the_shipped_devices(installed: Path) -> None:
+    text = _run(installed / "nas", "hardware")
+    for name in ("cpu", "l4", "orin-nx"):
+        assert name in text
 
 
 def test_wheel__makes_the_tables(installed: Path, tmp_path: Path) -> None:

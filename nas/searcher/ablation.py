@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 
-from nas import plugins
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.formats import load_dataset
 from nas.accuracy.training import Recipe
 from nas.errors import InputError, NasError, StudyError
 from nas.latency.hardware import Hardware
+from nas.latency.measurable import runtime_for
 from nas.latency.oracle import Latency, LatencyOracle
-from nas.latency.runtimes.base import Runtime
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive
 from nas.searcher.database import Database
@@ -129,8 +128,8 @@ def ablate(request: AblationRequest, listener: Listener) -> str:
     """
     torch.set_num_threads(1)
     space, point = find_subject(request.subject, request.space)
-    hardware = Hardware.named(request.hardware)
-    runtime: Runtime = plugins.load("runtimes", request.runtime or hardware.runtime)()
+    hardware = Hardware.named(request.hardware, request.workspace.hardware)
+    runtime = runtime_for(hardware, request.runtime)
     with Database(request.url) as database:
         listener.stage("Read the data", 0)
         dataset = load_dataset(request.data, request.workspace.cache, quick=request.quick)

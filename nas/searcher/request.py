@@ -36,6 +36,11 @@ class Workspace:
         """Composed data sets, resized images and trained supernets."""
         return self.root / "cache"
 
+    @property
+    def hardware(self) -> Path:
+        """The user's own devices, in YAML."""
+        return self.root / "hardware"
+
     def supernet(self, digest: str) -> Path:
         """Where the supernet with a digest is kept."""
         return self.cache / "supernets" / f"{digest}.safetensors"

@@ -11,10 +11,10 @@ from importlib import metadata
 import optuna
 import torch
 
-from nas import plugins
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.formats import load_dataset
 from nas.latency.hardware import Hardware
+from nas.latency.measurable import runtime_for
 from nas.latency.oracle import LatencyOracle
 from nas.latency.runtimes.base import Runtime
 from nas.searcher.database import Database
@@ -81,8 +81,8 @@ def open_setting(request: Request, listener: Listener) -> Iterator[Setting]:
     torch.set_num_threads(1)  # two threads spin against each other when anything else runs
     make_sampler(request.sampler, request.seed, 0)  # an unknown name costs nothing yet
     whole = load_space(request.space)
-    hardware = Hardware.named(request.hardware)
-    runtime: Runtime = plugins.load("runtimes", request.runtime or hardware.runtime)()
+    hardware = Hardware.named(request.hardware, request.workspace.hardware)
+    runtime = runtime_for(hardware, request.runtime)
     space = whole.within(runtime.precisions)
     if left_out := [one for one in whole.precisions if one not in space.precisions]:
         listener.say(
