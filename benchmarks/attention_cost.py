@@ -72,6 +72,11 @@ _REFERENCE = ("dense", 512, (20, 20))
 Map = tuple[int, Size]
 """Channels, and height and width."""
 
+_COLOURS = (
+    *("#24292f", "#cf222e", "#1a7f37", "#8250df"),
+    *("#bf8700", "#0a7ea4", "#d4699a", "#57606a"),
+)
+
 
 class _OnImages(nn.Module):
     def __init__(self, block: Attention) -> None:
@@ -321,6 +326,7 @@ def _show(console: Console, rows: list[dict[str, Any]], elapsed: Elapsed) -> Non
 def _draw(name: str, rows: list[dict[str, Any]]) -> Path:
     """Draw CPU time of the fp32 blocks over N, and write it as HTML."""
     figure = go.Figure()
+    colours = dict(zip(FAMILIES, _COLOURS, strict=True))
     for channels, dash in ((512, "solid"), (256, "dot")):
         for family in FAMILIES:
             points = [
@@ -331,12 +337,16 @@ def _draw(name: str, rows: list[dict[str, Any]]) -> Path:
             ]
             if points:
                 x, y = zip(*points, strict=True)
-                trace = go.Scatter(x=x, y=y, name=f"{family}, C = {channels}", line={"dash": dash})
-                figure.add_trace(trace)
+                line = {"dash": dash, "color": colours[family]}
+                name_of = f"{family}, C = {channels}"
+                figure.add_trace(go.Scatter(x=x, y=y, name=name_of, line=line))
     figure.update_layout(
-        title="Whole attention blocks, fp32, OpenVINO, one thread",
+        title="Whole attention blocks, fp32, OpenVINO, one thread; k = 512",
         xaxis={"title": "positions of the map, N", "type": "log"},
         yaxis={"title": "CPU time, ms", "type": "log"},
+        template="plotly_white",
+        width=960,
+        height=600,
     )
     path = RESULTS / f"{name}.html"
     figure.write_html(path, include_plotlyjs="cdn")
