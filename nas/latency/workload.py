@@ -16,8 +16,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import onnx as onnx_package
-from onnx import NodeProto
+from onnx import NodeProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from nas.errors import ExportError
 from nas.latency.onnx_graph import GraphView, attribute, image_size, parse_onnx, shape_of
@@ -30,36 +32,31 @@ Kind = Literal[
 Shape = tuple[int, ...]
 
 _FREE = frozenset({"Constant", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze"})
-_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("Conv", "ConvTranspose"), "convolution"),
-    **dict.fromkeys(("Gemm", "MatMul"), "product"),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"), "pooling"),
-    **dict.fromkeys(
-        ("LayerNormalization", "LogSoftmax", "LpNormalization", "Softmax"), "reduction"
-    ),
-    **dict.fromkeys(
-        ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"), "reduction"
-    ),
-    **dict.fromkeys(("CumSum", "ReduceSum", "ReduceSumSquare"), "reduction"),
-    **dict.fromkeys(("ArgMax", "ArgMin", "Gather", "GatherElements", "GatherND"), "selection"),
-    **dict.fromkeys(("GridSample", "NonZero", "ScatterElements", "ScatterND", "TopK"), "selection"),
-    **dict.fromkeys(("Concat", "DepthToSpace", "Expand", "Pad", "Resize", "Slice"), "movement"),
-    **dict.fromkeys(("SpaceToDepth", "Split", "Tile", "Transpose"), "movement"),
-    **dict.fromkeys(
-        ("Abs", "Add", "And", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu"), "pointwise"
-    ),
-    **dict.fromkeys(
-        ("Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "HardSigmoid"), "pointwise"
-    ),
-    **dict.fromkeys(("GreaterOrEqual", "HardSwish", "LeakyRelu", "Less", "Log"), "pointwise"),
-    **dict.fromkeys(("LessOrEqual", "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not"), "pointwise"),
-    **dict.fromkeys(("Or", "Pow", "PRelu", "Reciprocal", "Relu", "Round", "Sigmoid"), "pointwise"),
-    **dict.fromkeys(
-        ("Sign", "Sin", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Where"), "pointwise"
-    ),
-    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), "pointwise"),
+_OPERATORS: dict[Kind, str] = {
+    "convolution": "Conv ConvTranspose",
+    "product": "Gemm MatMul",
+    "pooling": "AveragePool GlobalAveragePool GlobalMaxPool MaxPool",
+    "reduction": """
+        CumSum LayerNormalization LogSoftmax LpNormalization ReduceL2 ReduceMax ReduceMean ReduceMin
+        ReduceProd ReduceSum ReduceSumSquare Softmax
+    """,
+    "selection": """
+        ArgMax ArgMin Gather GatherElements GatherND GridSample NonZero ScatterElements ScatterND
+        TopK
+    """,
+    "movement": """
+        Concat DepthToSpace Expand Pad Resize Slice SpaceToDepth Split Tile Transpose
+    """,
+    "pointwise": """
+        Abs Add And Cast Ceil Clip Cos DequantizeLinear Div Elu Equal Erf Exp Floor Gelu Greater
+        GreaterOrEqual HardSigmoid HardSwish LeakyRelu Less LessOrEqual Log Max Min Mish Mod Mul Neg
+        Not Or PRelu Pow QuantizeLinear Reciprocal Relu Round Sigmoid Sign Sin Softplus Sqrt Sub Sum
+        Tanh Where
+    """,
 }
+_KINDS = {name: kind for kind, names in _OPERATORS.items() for name in names.split()}
 _HOSTS = frozenset({"convolution", "product", "pointwise"})
+_STAYING = frozenset({"Constant", "DequantizeLinear", "Identity", "Shape"})
 _VECTOR = 8  # channels of a vector of half-precision values, which tensor cores take at once
 _KEPT_ELEMENTS = 4096  # larger weights have no part in shapes
 
@@ -348,9 +345,16 @@ def _kind(node: NodeProto) -> Kind:
 
 def _shapes(model: onnx_package.ModelProto) -> dict[str, Shape]:
     """Infer the shapes of all tensors, on a copy without large weights: those cost most of it."""
-    light = onnx_package.ModelProto(
-        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
-    )
+    light = _without_weights(model)
+    shapes: dict[str, Shape] = {}
+    while _fold(light, shapes) or not shapes:
+        graph = onnx_package.shape_inference.infer_shapes(light, data_prop=True).graph
+        shapes = _known([*graph.input, *graph.value_info, *graph.output])
+    return shapes | {weight.name: tuple(weight.dims) for weight in light.graph.initializer}
+
+
+def _without_weights(model: onnx_package.ModelProto) -> onnx_package.ModelProto:
+    light = onnx_package.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.graph.node.extend(model.graph.node)
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
@@ -364,8 +368,35 @@ def _shapes(model: onnx_package.ModelProto) -> dict[str, Shape]:
                     weight.name, weight.data_type, list(weight.dims)
                 )
             )
-    graph = onnx_package.shape_inference.infer_shapes(light, data_prop=True).graph
-    return _known([*graph.value_info, *graph.input, *graph.output])
+    return light
+
+
+def _fold(model: onnx_package.ModelProto, shapes: Mapping[str, Shape]) -> bool:
+    """Compute what follows from constants and known shapes, which inference gives up on.
+
+    Exporters write the shapes for `Expand` and `Slice` down as operators. Returns whether any was.
+    """
+    view, graph = GraphView(model), model.graph
+    values = {name: numpy_helper.to_array(value) for name, value in view.constants.items()}
+    before = len(graph.node)
+    for node in view.nodes:
+        if node.op_type == "Shape" and 0 not in shapes.get(node.input[0], (0,)):
+            value = np.array(shapes[node.input[0]], dtype=np.int64)
+        elif _follows(node, values):
+            feeds = {name: values[name] for name in node.input}
+            (computed,) = ReferenceEvaluator(node).run(None, feeds)
+            value = np.asarray(computed)
+        else:
+            continue
+        values[node.output[0]] = value
+        graph.node.remove(node)
+        graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    return len(graph.node) < before
+
+
+def _follows(node: NodeProto, values: Mapping[str, object]) -> bool:
+    plain = node.op_type not in _STAYING and len(node.output) == 1 and node.domain == ""
+    return plain and all(name in values for name in node.input)
 
 
 def _known(values: Iterable[onnx_package.ValueInfoProto]) -> dict[str, Shape]:
