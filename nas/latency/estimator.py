@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from nas.errors import InputError
 from nas.latency.roofline import (
@@ -84,8 +84,9 @@ _RIDGES = (None, 30.0, 10.0, 3.0)
 class Correction(Record):
     """What the law gets wrong about networks of a kind: a ridge regression of its residuals.
 
-    It sees what networks are like and nothing of devices, of which there are too few. Features are
-    standardized, and held within what it was fitted to: it does not extrapolate.
+    It sees what networks are like and nothing of devices, of which there are too few, and it has no
+    intercept: an average network is what the law says. Features are standardized, and held within
+    what it was fitted to: it does not extrapolate.
 
     Attributes:
         mean: of each feature.
@@ -94,6 +95,8 @@ class Correction(Record):
         high: greatest.
         slope: of the logarithm of the latency; none where there is no correction.
     """
+
+    model_config = ConfigDict(strict=False)  # JSON has lists for tuples
 
     mean: tuple[float, ...] = ()
     spread: tuple[float, ...] = ()
@@ -144,9 +147,11 @@ class Estimator(Record):
         provenance: data with digest, devices, setting, commit, date.
     """
 
+    model_config = ConfigDict(strict=False)  # JSON has lists for tuples
+
     roofline: Roofline
     correction: Correction = Correction()
-    margin: float = Field(gt=0, allow_inf_nan=False)
+    margin: float = Field(ge=0, allow_inf_nan=False)
     coverage: float = Field(gt=0, lt=1)
     ranges: dict[str, tuple[float, float]]
     provenance: dict[str, Any]

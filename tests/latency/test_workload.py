@@ -47,7 +47,7 @@ def test_workload__counts_the_macs_of_the_detector(space: str, name: str) -> Non
 @pytest.mark.parametrize("side", [64, 96])
 def test_workload__counts_the_macs_of_random_candidates(side: int) -> None:
     space = load_space("digits")
-    for seed in range(6):
+    for seed in range(3):
         point = {**space.sample(np.random.default_rng(seed)), "input": 64}
         architecture = space.candidate(point, 10).architecture.at_input((side, side))
         assert Workload.from_onnx(exported(architecture)).macs == profile(architecture).macs
@@ -70,7 +70,9 @@ def test_workload__counts_the_products_of_attention(point: AttentionPoint) -> No
     attention = build_attention(point, 64, (8, 8))
     stem = nn.Conv2d(3, 64, 1)
     macs = workload_of(nn.Sequential(stem, attention), 8, 8).macs
-    assert macs - 64 * 3 * 64 == attention.macs
+    # Deformable attention mixes its places by pointwise operators, not by products.
+    pointwise = attention.mixing_macs if point.kind == "deformable" else 0
+    assert macs - 64 * 3 * 64 == attention.macs - pointwise
 
 
 def test_workload__parameters_are_those_of_the_convolutions() -> None:
