@@ -77,7 +77,7 @@ class Setting:
     ridge: float | None
 
 
-_STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+_STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 _RIDGES = (None, 30.0, 10.0, 3.0)
 
 
