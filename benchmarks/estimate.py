@@ -7,9 +7,9 @@ chips is the honest test, and intervals come from it. Beside the estimator stand
 correction and before any fit, the plain roofline of the data sheet and multiplications alone, the
 latter two with one factor fitted to the other devices.
 
-What is not blind: the shape of the law was chosen by somebody who had seen all of these devices, its
-power term because T4 came out too fast without; the exponent of that is from FP32 products on V100,
-A100, H100 and L4.
+What is not blind: somebody who had seen all of these devices chose the shape of the law (its power
+term because T4 came out too fast without; the exponent of that is from FP32 products on V100, A100,
+H100 and L4), then added the correction, then widened the grid of strengths.
 
 Data: `measurements/tensorrt_fp16.csv`, networks built from the shipped spaces. Takes about 40 s of
 CPU, most of it exporting graphs. Run it as `python benchmarks/estimate.py`; it writes
