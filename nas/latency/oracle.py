@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
-import numpy as np
-
 from nas.errors import InputError, UnknownNameError
-from nas.latency.clock import PROTOCOL, Calibration, Clock, ClockSettings, Timing
+from nas.latency.clock import PROTOCOL, Clock, ClockSettings, Timing
 from nas.latency.hardware import Environment, Hardware
-from nas.latency.quantization import at_precision
-from nas.latency.reference import reference_digest, reference_onnx
-from nas.latency.runtimes.base import Engine, Runtime
+from nas.latency.measurer import Measurer, Measures
+from nas.latency.reference import reference_digest
+from nas.latency.runtimes.base import Runtime
+from nas.latency.worker import Limits, Worker
 
 __all__ = ["Latency", "LatencyOracle", "MeasurementStore", "MemoryStore", "Source"]
 
@@ -133,10 +132,9 @@ class MemoryStore:
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """The reference network, running, with the time that the scale is fixed by."""
+class _Scale:
+    """The time of the reference network that the scale is fixed by, and how far it moved."""
 
-    engine: Engine
     ms: float
     drift: float
 
@@ -144,7 +142,8 @@ class _Reference:
 class LatencyOracle:
     """Answers what a candidate costs on one hardware with one runtime.
 
-    Nothing else may run in this process while it measures; see `nas.latency.clock`.
+    Nothing else may run in this process while it measures, unless it is isolated; see
+    `nas.latency.clock`.
 
     Args:
         hardware: what is measured.
@@ -154,9 +153,13 @@ class LatencyOracle:
         threads: threads per engine.
         settings: how long and how narrow a measurement is.
         seed: of the input images and of the bootstrap.
+        isolated: build and measure in a child process, so that an engine which crashes, hangs or
+            runs out of memory is an `EngineError`; see `nas.latency.worker`.
+        limits: what one candidate may take there; the usual ones for the runtime if None.
 
     Raises:
         UnknownNameError: the runtime does not have one of the precisions.
+        InputError: it is to be isolated, and another process cannot load the runtime.
     """
 
     def __init__(
@@ -169,6 +172,8 @@ class LatencyOracle:
         threads: int = 1,
         settings: ClockSettings | None = None,
         seed: int = 0,
+        isolated: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.hardware = hardware
         self.runtime = runtime
@@ -179,10 +184,13 @@ class LatencyOracle:
                 raise UnknownNameError.of(kind, precision, runtime.precisions)
         self._store = MemoryStore() if store is None else store
         self._threads = threads
-        self._seed = seed
-        self._clock = Clock(threads=threads, on_cpu=runtime.on_cpu, settings=settings, seed=seed)
+        self._measurer: Measures = (
+            Worker(runtime, threads=threads, settings=settings, seed=seed, limits=limits)
+            if isolated
+            else Measurer(runtime, threads=threads, settings=settings, seed=seed)
+        )
         self._environments = {one: self._environment(one) for one in self.precisions}
-        self._references: dict[str, _Reference] = {}
+        self._scales: dict[str, _Scale] = {}
 
     @property
     def drift(self) -> dict[str, float]:
@@ -191,7 +199,7 @@ class LatencyOracle:
         0.1 means that this machine is 10 % slower today. Large values do not spoil ratios, and do
         say that absolute milliseconds are those of another day.
         """
-        return {precision: one.drift for precision, one in self._references.items()}
+        return {precision: one.drift for precision, one in self._scales.items()}
 
     def environment(self, precision: str) -> Environment:
         """Return the environment that answers in this precision belong to.
@@ -213,7 +221,7 @@ class LatencyOracle:
             MeasurementError: other threads of this process kept disturbing.
         """
         for precision in self.precisions:
-            self._reference(precision)
+            self._scale(precision)
         return self.drift
 
     def find(self, precision: str, key: str) -> Latency | None:
@@ -269,9 +277,8 @@ class LatencyOracle:
 
     def close(self) -> None:
         """Free the reference engines. The oracle can be used again, and calibrates again."""
-        for reference in self._references.values():
-            reference.engine.close()
-        self._references.clear()
+        self._measurer.close()
+        self._scales.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -285,11 +292,7 @@ class LatencyOracle:
         self.close()
 
     def _time(self, onnx: bytes, precision: str) -> Timing:
-        reference = self._reference(precision)
-        graph = at_precision(onnx, precision)
-        with self.runtime.build(graph, precision, self._threads) as engine:
-            self._bind(engine)
-            return self._clock.measure(engine.run, reference.engine.run, reference.ms)
+        return self._measurer.measure(onnx, precision, self._scale(precision).ms)
 
     def _environment(self, precision: str) -> Environment:
         return Environment(
@@ -299,33 +302,21 @@ class LatencyOracle:
             precision=precision,
             threads=self._threads,
             protocol=PROTOCOL,
-            clock=self._clock.name,
+            clock=Clock(threads=self._threads, on_cpu=self.runtime.on_cpu).name,
             reference=reference_digest(),
         )
 
     def _key(self, precision: str, key: str) -> str:
         return f"{key}@{self.environment(precision).digest}"
 
-    def _reference(self, precision: str) -> _Reference:
-        """Build the reference and compare it with its calibration; both once per oracle."""
-        if precision not in self._references:
+    def _scale(self, precision: str) -> _Scale:
+        """Compare the reference with its calibration, once per oracle."""
+        if precision not in self._scales:
             digest = self.environment(precision).digest
-            graph = at_precision(reference_onnx(), precision)
-            engine = self.runtime.build(graph, precision, self._threads)
-            self._bind(engine)
-            now = self._clock.calibrate(engine.run)
-            stored = self._store.find_reference(digest)
-            if stored is None:
+            now = self._measurer.calibrate(precision)
+            scale_ms = self._store.find_reference(digest)
+            if scale_ms is None:
                 self._store.add_reference(digest, now.ms, now.low_ms, now.high_ms)
-            self._references[precision] = _with_scale(engine, now, stored)
-        return self._references[precision]
-
-    def _bind(self, engine: Engine) -> None:
-        # Noise, not zeros: some kernels and most power limits treat zeros kindly.
-        rng = np.random.default_rng(self._seed)
-        engine.bind(rng.random(engine.input_shape, dtype=np.float32))
-
-
-def _with_scale(engine: Engine, now: Calibration, stored_ms: float | None) -> _Reference:
-    scale_ms = now.ms if stored_ms is None else stored_ms
-    return _Reference(engine, scale_ms, now.ms / scale_ms - 1)
+                scale_ms = now.ms
+            self._scales[precision] = _Scale(scale_ms, now.ms / scale_ms - 1)
+        return self._scales[precision]

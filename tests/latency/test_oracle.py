@@ -15,6 +15,7 @@ from nas.latency.oracle import Latency, LatencyOracle, MemoryStore
 from nas.latency.runtimes.base import Runtime
 from nas.latency.runtimes.onnxruntime import OnnxRuntime
 from nas.latency.runtimes.openvino import OpenVinoRuntime
+from nas.latency.worker import Limits
 
 CPU = Hardware.named("cpu")
 QUICK = ClockSettings(half_width=0.9, min_blocks=3, max_blocks=4, block_ms=2, warmup_ms=2)
@@ -136,7 +137,7 @@ def test_time__unconverged_measurement_is_repeated_once(
         good = oracle.time(graph, "fp32")
         bad = dataclasses.replace(good, converged=False, high_ms=good.ms * 9)
         answers: list[Timing] = [bad, good, good]
-        monkeypatch.setattr(oracle._clock, "measure", lambda *_: answers.pop(0))
+        monkeypatch.setattr(oracle._measurer, "measure", lambda *_: answers.pop(0))
         assert oracle.time(graph, "fp32") == good
         assert len(answers) == 1
 
@@ -154,6 +155,41 @@ def test_measure__broken_graph_stores_nothing(oracle: LatencyOracle) -> None:
     with pytest.raises(EngineError):
         oracle.measure(b"broken", "fp32", "a")
     assert oracle.find("fp32", "a") is None
+
+
+def test_isolated__answers_for_the_same_environment(
+    oracle: LatencyOracle, runtime: Runtime, store: MemoryStore, graph: bytes
+) -> None:
+    first = oracle.measure(graph, "fp32", "a")
+    with LatencyOracle(
+        CPU, runtime, precisions=["fp32"], store=store, settings=QUICK, isolated=True
+    ) as other:
+        assert other.environment("fp32") == oracle.environment("fp32")
+        assert other.find("fp32", "a") == dataclasses.replace(first, source="cached")
+        latency = other.measure(graph, "fp32", "b")
+        assert set(other.drift) == {"fp32"}
+        with pytest.raises(EngineError):
+            other.measure(b"broken", "fp32", "c")
+    assert latency.source == "measured"
+    assert first.ms / 4 < latency.ms < 4 * first.ms
+
+
+def test_isolated__scale_outlives_the_worker(runtime: Runtime, graph: bytes) -> None:
+    with LatencyOracle(CPU, runtime, precisions=["fp32"], settings=QUICK, isolated=True) as oracle:
+        first = oracle.time(graph, "fp32")
+        scale = first.ms / first.ratio
+        oracle._measurer.close()
+        second = oracle.time(graph, "fp32")
+    assert second.ms / second.ratio == pytest.approx(scale, rel=1e-9)
+
+
+def test_isolated__candidate_out_of_time_is_an_error(runtime: Runtime, graph: bytes) -> None:
+    limits = Limits(build_s=0.001)
+    with (
+        LatencyOracle(CPU, runtime, settings=QUICK, isolated=True, limits=limits) as oracle,
+        pytest.raises(EngineError, match="did not finish within 0\\.001 s"),
+    ):
+        oracle.measure(graph, "fp32", "a")
 
 
 def test_close__can_be_used_again(oracle: LatencyOracle, graph: bytes) -> None:

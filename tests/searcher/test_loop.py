@@ -1,0 +1,115 @@
+"""The search itself, on an untrained supernet: what a crash of an engine does to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nas.latency.clock import ClockSettings
+from nas.latency.oracle import LatencyOracle
+from nas.model.supernet import Supernet
+from nas.searcher.evaluation import LatencyJudge
+from nas.searcher.loop import search
+from nas.searcher.progress import Silent
+from nas.searcher.request import Request, Workspace
+from nas.searcher.setting import Setting, open_setting
+from nas.searcher.supernets import supernet_digest
+from nas.units import Budget
+
+QUICK = ClockSettings(half_width=0.9, min_blocks=3, max_blocks=4, block_ms=2, warmup_ms=2)
+SPACE = """\
+name: small
+description: Widths and depths.
+choices:
+  hidden: [8, 12, 16, 20]
+  depth: [1, 2, 3]
+  coarse: [8, 12, 16, 20]
+architecture:
+  input: 64
+  stem: {channels: 8}
+  backbone:
+    P2: {block: c2f, channels: 16, hidden: 8}
+    P3: {block: c2f, channels: 16, hidden: $hidden, depth: $depth}
+    P4: {block: c2f, channels: 16, hidden: 8}
+    P5: {block: c2f, channels: 16, hidden: $coarse}
+  neck:
+    top_down:
+      P4: {block: c2f, channels: 16, hidden: 8}
+      P3: {block: c2f, channels: 16, hidden: 8}
+    bottom_up:
+      P4: {block: c2f, channels: 16, hidden: 8}
+      P5: {block: c2f, channels: 16, hidden: 8}
+  head: {channels: 16}
+"""
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "latency"))
+    return importlib.import_module("broken_runtimes")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Iterator[Setting]:
+    """Whatever a search needs, with a supernet that was never trained."""
+    space = tmp_path / "small.yaml"
+    space.write_text(SPACE)
+    request = Request(
+        budget=Budget(1000.0),
+        space=str(space),
+        runtime="onnxruntime",
+        sampler="random",
+        evaluations=5,
+        quick=True,
+        workspace=Workspace(tmp_path / "studies"),
+    )
+    with open_setting(request, Silent()) as setting:
+        digest = supernet_digest(setting.space, setting.dataset, request.recipe())
+        path = request.workspace.supernet(digest)
+        path.parent.mkdir(parents=True)
+        Supernet(setting.space.covering(setting.classes)).save(path)
+        yield setting
+
+
+class _Arming(Silent):
+    """Lets the next engine crash when the search proper begins."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def stage(self, name: str, total: int) -> None:
+        del total
+        if name == "Search":
+            self._marker.write_text("armed")
+
+
+def test_search__engine_that_crashes_costs_one_candidate(
+    setting: Setting, broken: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    marker.write_text("not yet")
+    monkeypatch.setenv(broken.CRASHED, str(marker))
+    with LatencyOracle(
+        setting.hardware,
+        broken.CrashingOnceRuntime(),
+        store=setting.database,
+        settings=QUICK,
+        isolated=True,
+    ) as oracle:
+        latency = LatencyJudge(oracle, setting.database, setting.space.digest)
+        result = search(
+            dataclasses.replace(setting, oracle=oracle, latency=latency), _Arming(marker)
+        )
+    states = result.evaluations["state"].value_counts()
+    assert marker.read_text() == "done"
+    assert states["failed"] == 1
+    assert states["complete"] == 5
+    failed = result.evaluations.query("state == 'failed'").iloc[0]
+    assert "was killed by signal 11 (Segmentation fault)" in failed["error"]
+    later = result.evaluations.query(f"trial > {failed['trial']} and state == 'complete'")
+    assert not later.empty
