@@ -183,7 +183,7 @@ def _weighted(module: WeightedPyramid, features: Features) -> list[Tensor]:
         ({"kind": "bifpn"}, _weighted),
         ({"kind": "bifpn", "repeats": 3, "convolution": "qarepvgg"}, _weighted),
     ],
-    ids=str,
+    ids=["pan", "halving pan", "fpn", "bifpn", "three times bifpn"],
 )
 def test_neck__equals_the_formulas(
     options: dict[str, Any],
