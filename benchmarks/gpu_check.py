@@ -22,6 +22,7 @@ nothing.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import re
@@ -196,6 +197,8 @@ class Check:
         if not gpu and not self._setup.small:
             return _nothing(machine, others)
         self._output = self._output or ROOT / f"benchmarks/results/{_slug(gpu or 'no gpu')}.json"
+        # Optimizers import it, which takes seconds: once here, not in each process that forks off.
+        importlib.import_module("torch._dynamo")
         with Watch(machine.get("uuid", "")) as watch:
             for part in others:
                 if self._setup.small and part.name in _OF_A_GPU:
@@ -211,7 +214,7 @@ class Check:
         entry: Row = {"runs": [], "rows": []}
         self._parts[part.name] = entry
         print(f"\n== {part.text}", flush=True)
-        for number in range(min(part.times, 2) if self._setup.small else part.times):
+        for number in range(1 if self._setup.small else part.times):
             elapsed, limit = Elapsed(), self._limit(part)
             outcome = _run(
                 part, self._setup, limit, lambda kind, what: self._hear(entry, kind, what)

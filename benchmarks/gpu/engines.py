@@ -42,7 +42,9 @@ class Setup:
         full = ClockSettings(
             half_width=0.01, min_blocks=10, max_blocks=40, block_ms=20, warmup_ms=250
         )
-        glance = ClockSettings(min_blocks=3, max_blocks=12, block_ms=4, warmup_ms=2)
+        glance = ClockSettings(
+            half_width=0.9, min_blocks=3, max_blocks=12, min_samples=1, block_ms=1, warmup_ms=1
+        )
         return Clock(on_cpu=self.device == "cpu", settings=glance if self.small else full)
 
     def rungs(self, *names: str) -> list[Rung]:

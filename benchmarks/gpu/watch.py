@@ -66,6 +66,7 @@ class Watch:
         self._uuid = uuid
         self._reasons = next((one for one in _ACTIVE if uuid and ask(uuid, one)), "")
         self._process: subprocess.Popen[bytes] | None = None
+        self._begun = ""  # of a line that is being written
         self._file = tempfile.NamedTemporaryFile("r", encoding="utf-8")  # noqa: SIM115 - until left
 
     def __enter__(self) -> Self:
@@ -89,7 +90,8 @@ class Watch:
 
     def since(self) -> dict[str, Any]:
         """Return what was seen since the last call."""
-        return summary(self._file.read())
+        whole, end, self._begun = (self._begun + self._file.read()).rpartition("\n")
+        return summary(whole + end)
 
 
 def summary(text: str) -> dict[str, Any]:
