@@ -296,7 +296,9 @@ def measure(
             "Give an architecture.yaml, a model.onnx, or a name such as digits:middle.",
         )
     device = Hardware.named(hardware, Workspace(Path(workspace)).hardware)
-    with LatencyOracle(device, runtime_for(device, runtime), precisions=[precision]) as oracle:
+    with LatencyOracle(
+        device, runtime_for(device, runtime), precisions=[precision], isolated=True
+    ) as oracle:
         timing = oracle.time(onnx, precision)
         environment = oracle.environment(precision)
     return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
@@ -352,7 +354,7 @@ def train(
     listener.stage("Read the data", 0)
     dataset = load_dataset(data, place.cache, quick=quick)
     architecture = read_architecture(str(subject), len(dataset.classes))
-    with LatencyOracle(device, maker, precisions=["fp32"]) as oracle:
+    with LatencyOracle(device, maker, precisions=["fp32"], isolated=True) as oracle:
         bench = Bench(dataset, maker, oracle)
         folder = place.root / f"trained-{architecture.digest}"
         return train_alone(architecture, bench, recipe, folder, listener)

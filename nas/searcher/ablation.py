@@ -143,7 +143,9 @@ def ablate(request: AblationRequest, listener: Listener) -> str:
             precision=request.precision,
         )
         precisions = sorted({one.candidate.precision for one in planned.variants})
-        with LatencyOracle(hardware, runtime, precisions=precisions, store=database) as oracle:
+        with LatencyOracle(
+            hardware, runtime, precisions=precisions, store=database, isolated=True
+        ) as oracle:
             study = _Study(request, planned, dataset, oracle, database)
             with study.opened():
                 study.run(listener)

@@ -96,7 +96,7 @@ def open_setting(request: Request, listener: Listener) -> Iterator[Setting]:
         if text := str(dataset.report):
             listener.say(text)
         with LatencyOracle(
-            hardware, runtime, precisions=space.precisions, store=database
+            hardware, runtime, precisions=space.precisions, store=database, isolated=True
         ) as oracle:
             latency = LatencyJudge(oracle, database, space.digest)
             yield Setting(request, space, dataset, hardware, runtime, database, latency, oracle)
