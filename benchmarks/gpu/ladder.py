@@ -199,8 +199,10 @@ class Rung:
             return {"parity": "not compared: INT8 is calibrated by ONNX Runtime, which is missing"}
         found = [engine.infer(image[None]) for image in self.known["images"]]
         stacked = {name: np.concatenate([one[name] for one in found]) for name in OUTPUTS}
-        matched = _matched(stacked, self.known, nms=self.about["nms"])
-        return deviations(stacked, self.known) | {"matched": matched}
+        figures = deviations(stacked, self.known)
+        if self.about["trained"]:
+            figures["matched"] = _matched(stacked, self.known, nms=self.about["nms"])
+        return figures
 
 
 def deviations(found: Outputs, expected: Mapping[str, npt.NDArray[np.float32]]) -> Row:
@@ -215,7 +217,7 @@ def deviations(found: Outputs, expected: Mapping[str, npt.NDArray[np.float32]]) 
 def _matched(
     found: Outputs, expected: Mapping[str, npt.NDArray[np.float32]], *, nms: bool
 ) -> float:
-    """Share of detections that both have; NaN if there is none, as of untrained networks."""
+    """Share of detections that both have; NaN if there is none."""
     a, b = (detect_batch(one["boxes"], one["scores"], nms=nms) for one in (found, expected))
     return float(np.minimum(match_detections(a, b), match_detections(b, a)))
 

@@ -35,6 +35,7 @@ from nas.latency.clock import Elapsed
 from nas.latency.detection import detect
 from nas.latency.half import to_half
 from nas.latency.onnx_export import export_graph, export_onnx
+from nas.latency.onnx_graph import image_size, parse_onnx
 from nas.latency.quantization import at_precision, quantize
 from nas.latency.reference import reference_onnx
 from nas.latency.runtimes.base import Engine, Runtime
@@ -89,7 +90,7 @@ def _gpu() -> Row:
         "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         "nvml": [device.text for device in detect().devices[1:]],
         **ask(uuid, _LIMITS),
-        "other_programs": ask(uuid, "pid", of="compute-apps").get("pid", ""),
+        "programs": ask(uuid, "pid", of="compute-apps").get("pid", ""),
     }
 
 
@@ -104,8 +105,8 @@ def networks(setup: Setup, report: Report) -> None:
         made = architecture.at_input(SMALL) if setup.small else architecture
         report.attempt(name, partial(_make, setup, name, made))
     for rung in setup.rungs():
-        if not rung.about["detections"]:
-            reason = "untrained, it has none above 0.25, so that boxes and scores are all there is"
+        if not rung.about["trained"]:
+            reason = "an untrained network has none: its boxes and scores are compared"
             report.missed(f"detections of {rung.name}", reason)
     if not find_spec("onnxruntime"):
         report.missed("parity of INT8", "ONNX Runtime, which calibrates, is not installed")
@@ -164,6 +165,9 @@ def tensorrt(setup: Setup, report: Report) -> None:
     for rung, precision in _by_worth(setup.rungs()):
         row = partial(_tensorrt_row, setup, runtime, references, rung, precision)
         report.attempt(f"{rung.name} {precision}", row, seconds=15)
+        if precision == "fp16" and precision in references:
+            row = partial(_tensorrt_again, setup, runtime, references[precision], rung)
+            report.attempt(f"{rung.name} {precision}, again", row)
 
 
 def _tensorrt_runtime(setup: Setup, *, cuda_graph: bool = True) -> Any:
@@ -186,7 +190,7 @@ def _tensorrt_row(
         engine = runtime.build(at_precision(reference_onnx(), precision), precision)
         engine.save(plans / f"reference.{precision}.plan")
         references[precision] = calibrated(setup, engine)
-    known = sum(path.stat().st_size for path in (setup.folder / "timing").iterdir())
+    known = sum(path.stat().st_size for path in (setup.folder / "timing").glob("*"))
     elapsed = Elapsed()
     with runtime.build(rung.graph(precision), precision) as engine:
         row: Row = {"build_s": elapsed.wall_s, "timing_cache_mib_before": known / _MIB}
@@ -195,9 +199,7 @@ def _tensorrt_row(
         row["facts"] = facts = engine.describe()
         row |= {"layers": facts["arithmetic layers"], "cuda_graph": facts["cuda graph"]}
         engine.save(plans / f"{rung.name}.{precision}.plan")
-    if precision == "fp16":
-        row |= _tensorrt_again(setup, runtime, references[precision], rung)
-    return row
+        return row
 
 
 def _tensorrt_again(setup: Setup, runtime: Any, reference: Reference, rung: Rung) -> Row:
@@ -250,24 +252,30 @@ def onnx_runtime(setup: Setup, report: Report) -> None:
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA and cuDNN may have come with torch
     here = onnxruntime.get_available_providers()
+    references: dict[str, Reference] = {}
     for provider, precisions in wanted.items():
         if provider not in here:
             report.missed(provider, f"this ONNX Runtime has {', '.join(here)}")
             continue
-        for rung in setup.rungs("digits", "yolov8n"):
-            for precision in precisions:
-                row = partial(_provider_row, setup, provider, rung, precision)
+        for rung, precision in _by_worth(setup.rungs("digits", "yolov8n")):
+            if precision in precisions:
+                row = partial(_provider_row, setup, references, provider, rung, precision)
                 report.attempt(f"{provider} {rung.name} {precision}", row)
 
 
-def _provider_row(setup: Setup, provider: str, rung: Rung, precision: str) -> Row:
+def _provider_row(
+    setup: Setup, references: dict[str, Reference], provider: str, rung: Rung, precision: str
+) -> Row:
     graphs = at_precision(reference_onnx(), precision), rung.graph(precision)
     fixed, graph = graphs if precision == "fp32" else map(to_half, graphs)
+    key = f"{provider} {precision}"
+    if key not in references:
+        other = ProviderEngine(fixed, (1, 3, *image_size(parse_onnx(fixed))), provider, setup)
+        references[key] = calibrated(setup, other)
     elapsed = Elapsed()
     with ProviderEngine(graph, rung.shape, provider, setup) as engine:
         row: Row = {"provider": provider, "build_s": elapsed.wall_s, "nodes": engine.nodes}
-        with ProviderEngine(fixed, (1, 3, 128, 128), provider, setup) as other:
-            return row | measured(setup, engine, calibrated(setup, other), rung, precision)
+        return row | measured(setup, engine, references[key], rung, precision)
 
 
 def torch_modes(setup: Setup, report: Report) -> None:
