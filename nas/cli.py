@@ -356,6 +356,35 @@ def measure(
 
 
 @app.command()
+def estimate(
+    subject: Annotated[
+        str, typer.Argument(help="model.onnx, architecture.yaml, a layer list, or space:anchor")
+    ],
+    hardware: Annotated[str, typer.Option(help="NVIDIA GPU or Jetson; it need not be here.")],
+    workspace: WorkspaceOption = _WORKSPACE,
+) -> None:
+    """Estimate a latency on a device that is not here: TensorRT, fp16, from its data sheet."""
+    from nas import api
+    from nas.latency.estimator import COVERAGE
+
+    found = api.estimate(subject, hardware=hardware, workspace=workspace)
+    _out.print(
+        f"{found.ms:.3g} ms, {COVERAGE:.0%} interval [{found.low_ms:.3g}, {found.high_ms:.3g}], "
+        f"estimated for {hardware} (TensorRT, fp16, batch 1, engine alone)",
+        highlight=False,
+    )
+    if found.outside:
+        _err.print(
+            "[yellow]warning:[/] beyond what the estimator was fitted to, so the interval is wider "
+            f"by rule, not by evidence: {escape(', '.join(found.outside))}",
+            highlight=False,
+        )
+    _out.print(
+        "Nothing was measured on that device. Where it is, use: nas measure", highlight=False
+    )
+
+
+@app.command()
 def train(
     subject: Subject,
     data: Data = None,

@@ -90,6 +90,35 @@ def test_measure__a_device_that_is_not_here(run: Run) -> None:
         assert word in text
 
 
+def test_estimate__says_that_nothing_was_measured(run: Run) -> None:
+    code, text = run("estimate", "hsv_det:yolov8n", "--hardware", "t4")
+    assert code == 0
+    figures = re.match(r"([\d.]+) ms, 80% interval \[([\d.]+), ([\d.]+)\], estimated", text)
+    assert figures
+    ms, low, high = map(float, figures.groups())
+    # YOLOv8n took 1.47 ms on a T4 (Ultralytics' chart, TensorRT FP16).
+    assert low < 1.47 < high
+    assert low < ms < high
+    assert "Nothing was measured" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits:min", "--hardware", "cpu"], ["data sheet", "'cpu'"]),
+        (["digits:min", "--hardware", "l5"], ["'l5'", "'l4'"]),
+        (["digits", "--hardware", "l4"], ["'digits'", "digits:middle"]),
+    ],
+)
+def test_estimate__says_rule_value_and_remedy(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    code, text = run("estimate", *arguments)
+    assert code == 1
+    for word in words:
+        assert word in text
+
+
 def test_search__unknown_sampler_costs_no_training(run: Run, tmp_path: Path) -> None:
     code, text = run("search", "--quick", "--budget", "1ms", "--sampler", "tpa")
     assert code == 1
@@ -257,6 +286,7 @@ FLAGS = {
     "--precision --jobs --study --quick --output --storage --workspace",
     "measure": "--hardware --runtime --precision --workspace",
     "hardware": "--workspace",
+    "estimate": "--hardware --workspace",
     "train": "--data --iterations --hardware --seed --quick --workspace",
     "spaces": "",
     "dashboard": "--port --storage --workspace",

@@ -249,7 +249,8 @@ class Hardware(Record):
             f"cannot be measured here. Attached: {here}."
             + (f" NVIDIA GPUs may be hidden: {machine.blind}." if machine.blind else ""),
             "Run the same command on a machine that has it, or name what is attached, such as "
-            f"--hardware {_most_like(machine)}.",
+            f"--hardware {_most_like(machine)}."
+            + ("" if self.kind == "cpu" else f" An estimate: nas estimate --hardware {self.name}."),
         )
 
     def fits(self, device: Attached) -> bool:
