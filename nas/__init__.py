@@ -11,14 +11,28 @@ from nas.errors import NasError
 from nas.units import Budget
 
 if TYPE_CHECKING:
-    from nas.api import Found, measure, resume, search
+    from nas.api import Found, ablate, describe, estimate, measure, resume, search
     from nas.space.architecture import Architecture
 
-__all__ = ["Architecture", "Budget", "Found", "NasError", "measure", "resume", "search"]
+__all__ = [
+    "Architecture",
+    "Budget",
+    "Found",
+    "NasError",
+    "ablate",
+    "describe",
+    "estimate",
+    "measure",
+    "resume",
+    "search",
+]
 
 _LAZY = {
     "Architecture": "nas.space.architecture",
     "Found": "nas.api",
+    "ablate": "nas.api",
+    "describe": "nas.api",
+    "estimate": "nas.api",
     "measure": "nas.api",
     "resume": "nas.api",
     "search": "nas.api",
