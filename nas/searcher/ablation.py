@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -331,8 +331,7 @@ class _Study:
                     "Give this variant another name, or this study.",
                 )
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _recorded(self) -> AbstractContextManager[None]:
         """Keep in the database that a run began, and how it ended."""
         arguments = self._request.arguments() | {
             "fingerprint": self._fingerprint,
@@ -340,7 +339,7 @@ class _Study:
             "iterations": self._plan.baseline.recipe.iterations,
             "device": self._oracle.environment(self._plan.baseline.candidate.precision).device,
         }
-        run = self._database.add_run(
+        return self._database.recorded(
             self.name,
             command=COMMAND,
             arguments=arguments,
@@ -352,18 +351,6 @@ class _Study:
             seed=0,
             versions=installed_versions(),
         )
-        status, message = "failed", ""
-        try:
-            yield
-            status = "finished"
-        except KeyboardInterrupt:
-            status, message = "interrupted", "stopped by the user"
-            raise
-        except NasError as error:
-            message = str(error)
-            raise
-        finally:
-            self._database.end_run(run, status, message)
 
 
 def _fingerprint(planned: Plan, dataset: Dataset, oracle: LatencyOracle) -> dict[str, str]:

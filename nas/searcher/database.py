@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from nas.accuracy.evaluate import Accuracy
-from nas.errors import StorageError
+from nas.errors import NasError, StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
 from nas.latency.oracle import Latency, Source
@@ -369,6 +369,23 @@ class Database:
         values = {"status": status, "message": message, "ended": datetime.now(UTC)}
         with self._session() as session:
             session.execute(update(RunRow).where(RunRow.id == run).values(values))
+
+    @contextmanager
+    def recorded(self, study: str, **values: Any) -> Iterator[None]:
+        """Keep that a run began, and how it ended; arguments as in `add_run`."""
+        run = self.add_run(study, **values)
+        status, message = "failed", ""
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status, message = "interrupted", "stopped by the user"
+            raise
+        except NasError as error:
+            message = str(error)
+            raise
+        finally:
+            self.end_run(run, status, message)
 
     def runs(self, study: str) -> list[RunRow]:
         """Return a study's runs, from the first to the latest."""

@@ -11,11 +11,9 @@ asked for, so a killed search loses the evaluation in flight and nothing else.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from nas.accuracy.evaluate import Accuracy
-from nas.errors import EngineError, ExportError, MeasurementError, NasError, StudyError
+from nas.errors import EngineError, ExportError, MeasurementError, StudyError
 from nas.latency.clock import Elapsed
 from nas.latency.oracle import Latency
 from nas.searcher.database import State
@@ -70,7 +68,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             budget=request.budget,
             seed=request.seed if sampler_seed is None else sampler_seed,
         ) as study,
-        _recorded(setting, name),
+        setting.database.recorded(name, **setting.run_values()),
     ):
         check_budget(setting, listener)
         if request.workspace.supernet(weights).exists():
@@ -84,24 +82,6 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         listener.stage("Search", request.wanted)
         _Loop(setting, study, judge, listener).run()
     return StudyResult.load(setting.database, name, request.budget, request.score)
-
-
-@contextmanager
-def _recorded(setting: Setting, study: str) -> Iterator[None]:
-    """Keep in the database that a run began, and how it ended."""
-    run = setting.database.add_run(study, **setting.run_values())
-    status, message = "failed", ""
-    try:
-        yield
-        status = "finished"
-    except KeyboardInterrupt:
-        status, message = "interrupted", "stopped by the user"
-        raise
-    except NasError as error:
-        message = str(error)
-        raise
-    finally:
-        setting.database.end_run(run, status, message)
 
 
 class _Loop:

@@ -289,16 +289,7 @@ class RunRow(Row):
     message: Mapped[str] = mapped_column(default="")
 
 
-EVALUATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
-    EvaluationRow.trial_number.label("trial_number"),
-    EvaluationRow.architecture.label("architecture"),
-    EvaluationRow.precision.label("precision"),
-    EvaluationRow.state.label("state"),
-    EvaluationRow.latency_ms.label("latency_ms"),
-    EvaluationRow.latency_low_ms.label("latency_low_ms"),
-    EvaluationRow.latency_high_ms.label("latency_high_ms"),
-    EvaluationRow.latency_source.label("latency_source"),
-    EvaluationRow.environment.label("environment"),
+_ACCURACY_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AccuracyRow.map50_95.label("map50_95"),
     AccuracyRow.low.label("map50_95_low"),
     AccuracyRow.high.label("map50_95_high"),
@@ -311,6 +302,19 @@ EVALUATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AccuracyRow.weights.label("weights"),
     AccuracyRow.artifact.label("artifact"),
     AccuracyRow.images.label("images"),
+)
+
+EVALUATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
+    EvaluationRow.trial_number.label("trial_number"),
+    EvaluationRow.architecture.label("architecture"),
+    EvaluationRow.precision.label("precision"),
+    EvaluationRow.state.label("state"),
+    EvaluationRow.latency_ms.label("latency_ms"),
+    EvaluationRow.latency_low_ms.label("latency_low_ms"),
+    EvaluationRow.latency_high_ms.label("latency_high_ms"),
+    EvaluationRow.latency_source.label("latency_source"),
+    EvaluationRow.environment.label("environment"),
+    *_ACCURACY_COLUMNS,
     AccuracyRow.seconds.label("accuracy_seconds"),
     EvaluationRow.score.label("score"),
     ArchitectureRow.parameters.label("parameters"),
@@ -333,18 +337,7 @@ ABLATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AblationRow.architecture.label("architecture"),
     AblationRow.precision.label("precision"),
     AblationRow.recipe.label("recipe"),
-    AccuracyRow.map50_95.label("map50_95"),
-    AccuracyRow.low.label("map50_95_low"),
-    AccuracyRow.high.label("map50_95_high"),
-    AccuracyRow.map50.label("map50"),
-    AccuracyRow.map_small.label("map_small"),
-    AccuracyRow.map_medium.label("map_medium"),
-    AccuracyRow.map_large.label("map_large"),
-    AccuracyRow.data.label("data"),
-    AccuracyRow.split.label("split"),
-    AccuracyRow.weights.label("weights"),
-    AccuracyRow.artifact.label("artifact"),
-    AccuracyRow.images.label("images"),
+    *_ACCURACY_COLUMNS,
     AblationRow.resampled.label("resampled"),
     AblationRow.latency_ms.label("latency_ms"),
     AblationRow.latency_low_ms.label("latency_low_ms"),
