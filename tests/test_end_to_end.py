@@ -114,6 +114,8 @@ def test_search__int8_delivers_the_graph_that_was_measured_and_scored(tmp_path: 
     assert set(found.front["precision"]) == {"int8"}
     model = onnx.load(found.folder / "model.onnx")
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    facts = yaml.safe_load((found.folder / "architecture.yaml").read_text())
+    assert facts["agreement"]["images"] > 0
     latency = nas.measure(found.folder / "model.onnx", precision="int8")
     assert latency.environment.precision == "int8"
     with pytest.raises(EngineError, match="fp32"):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from nas.accuracy.dataset import Dataset, Split
+from nas.accuracy.detections import detect_batch, match_detections
 from nas.accuracy.evaluate import Accuracy, Weights
 from nas.latency.onnx_export import check_onnx, export_onnx
 from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Runtime
-from nas.model.detector import Detector
-from nas.searcher.evaluation import engine_graph, score_engine
+from nas.model.detector import Detector, needs_nms
+from nas.results.bundle import Agreement
+from nas.searcher.evaluation import engine_graph, engine_predictor, score_engine
 from nas.space.architecture import Candidate
 
 __all__ = ["Bench"]
 
 _CHECKED_IMAGES = 4
+_COMPARED_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,28 @@ class Bench:
         for image in images:
             check_onnx(onnx, deployed, image[None].astype(np.float32) / 255)
         return engine_graph(onnx, candidate, self.dataset.train)
+
+    def agreement(self, detector: Detector, candidate: Candidate, onnx: bytes) -> Agreement:
+        """Compare what the engine finds with what the fp32 network in torch finds.
+
+        Args:
+            detector: trained.
+            candidate: its architecture, and the precision of the engine.
+            onnx: the graph that the engine is built from.
+
+        Raises:
+            EngineError: the engine cannot be built.
+        """
+        resized = self.dataset.validation.resized(*candidate.architecture.input)
+        images = resized.images[:_COMPARED_IMAGES]
+        nms = needs_nms(candidate.architecture)
+        with torch.inference_mode():
+            boxes, scores = detector.deploy()(torch.from_numpy(images.astype(np.float32) / 255))
+        exact = detect_batch(boxes.numpy(), scores.numpy(), nms=nms)
+        with self.runtime.build(onnx, candidate.precision) as engine:
+            found = detect_batch(*engine_predictor(engine)(images), nms=nms)
+        share = match_detections(exact, found)
+        return Agreement(None if math.isnan(share) else share, len(images))
 
     def latency(self, onnx: bytes, candidate: Candidate) -> Latency:
         """Measure a graph afresh, whatever is stored about its architecture.

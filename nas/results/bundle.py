@@ -21,7 +21,7 @@ from nas.latency.oracle import Latency
 from nas.model.detector import Detector, profile, suppression
 from nas.space.architecture import Candidate
 
-__all__ = ["Bundle", "Provenance", "write_bundle"]
+__all__ = ["Agreement", "Bundle", "Provenance", "write_bundle"]
 
 _OUTPUTS = """\
 | name | shape | meaning |
@@ -70,6 +70,28 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far the engine finds what the fp32 network in torch finds.
+
+    Attributes:
+        share: of the latter's detections with a score above 0.25, those that the engine has too, by
+            class, place (IoU 0.9) and score (0.05); None if there is none.
+        images: that were compared.
+    """
+
+    share: float | None
+    images: int
+
+    def __str__(self) -> str:
+        if self.share is None:
+            return f"nothing to compare: no detection on {self.images} validation images"
+        return (
+            f"{self.share:.1%} of the fp32 network's detections found alike, "
+            f"on {self.images} validation images"
+        )
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A trained candidate with what was measured on the very ONNX graph that is delivered."""
 
@@ -78,6 +100,7 @@ class Bundle:
     onnx: bytes
     latency: Latency
     accuracies: tuple[Accuracy, ...]
+    agreement: Agreement
     provenance: Provenance
 
     def facts(self) -> dict[str, Any]:
@@ -92,6 +115,7 @@ class Bundle:
             "nms": suppression(self.candidate.architecture),
             "latency": self.latency.as_dict(),
             "accuracy": [accuracy.as_dict() for accuracy in self.accuracies],
+            "agreement": vars(self.agreement),
             "provenance": {
                 **vars(self.provenance),
                 "classes": list(self.provenance.classes),
@@ -146,6 +170,7 @@ From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none
 | latency | {latency.ms:.3f} ms, 95 % interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}], \
 {latency.source} on this very graph |
 {_accuracy_rows(bundle.accuracies)}
+| engine | {bundle.agreement} |
 | parameters | {counts.parameters:,} (fused) |
 | MACs | {counts.macs:,} at {height} x {width} |
 | classes | {", ".join(provenance.classes)} |

@@ -190,6 +190,7 @@ def delivered_panel(delivered: Delivered) -> Panel:
             f"{_accuracy(one.map50_95, one.low, one.high)}, mAP50 {one.map50:.3f}; {one.weights} "
             f"weights, {one.images} images, scored on the {one.artifact}",
         )
+    table.add_row("engine", str(bundle.agreement))
     height, width = bundle.candidate.architecture.input
     table.add_row(
         "network",

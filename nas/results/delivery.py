@@ -23,7 +23,7 @@ from nas.errors import BudgetError
 from nas.latency.oracle import Latency
 from nas.model.detector import Detector
 from nas.results.bench import Bench
-from nas.results.bundle import Bundle, Provenance, write_bundle
+from nas.results.bundle import Agreement, Bundle, Provenance, write_bundle
 from nas.results.figures import front_figure, write_figure
 from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.progress import Listener
@@ -33,6 +33,8 @@ from nas.searcher.supernets import supernet_digest, trained_supernet
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = ["Delivered", "deliver", "train_alone"]
+
+_LEAST_AGREEMENT = 0.8  # INT8 keeps .92-.98 of the detections (docs/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def train_alone(
         onnx,
         bench.latency(onnx, candidate),
         tuple(bench.score(onnx, candidate, split, "trained") for split in splits),
+        bench.agreement(detector, candidate, onnx),
         _provenance(dataset, recipe.seed),
     )
     write_bundle(bundle, folder)
@@ -163,8 +166,23 @@ class _Maker:
             accuracies.append(self._bench.score(onnx, candidate, self._dataset.test, weights))
         self._store(candidate, accuracies)
         return Bundle(
-            candidate, detector, onnx, latency, tuple(accuracies), self._provenance(trial)
+            candidate,
+            detector,
+            onnx,
+            latency,
+            tuple(accuracies),
+            self._agreement(detector, candidate, onnx),
+            self._provenance(trial),
         )
+
+    def _agreement(self, detector: Detector, candidate: Candidate, onnx: bytes) -> Agreement:
+        agreement = self._bench.agreement(detector, candidate, onnx)
+        if agreement.share is not None and agreement.share < _LEAST_AGREEMENT:
+            self._listener.say(
+                f"The engine in {candidate.precision} departs from the network: {agreement}.",
+                warning=True,
+            )
+        return agreement
 
     def _fine_tuned(
         self, inherited: Detector, onnx: bytes, candidate: Candidate

@@ -304,6 +304,11 @@ class Database:
             }
         self._upsert(EvaluationRow, row, keys=["study_name", "trial_number"], replace=row)
 
+    def remove_evaluation(self, study: str, trial: int) -> None:
+        """Remove what `add_evaluation` stored of a trial, if anything; measurements stay."""
+        with self._session() as session:
+            session.execute(delete(EvaluationRow).filter_by(study_name=study, trial_number=trial))
+
     def evaluations(self, study: str) -> pd.DataFrame:
         """Return a study's final table: one row per trial, with all that is known about it."""
         query = (

@@ -290,7 +290,7 @@ def open_study(
             study.sampler = (
                 make_sampler(sampler, seed, n_trials) if isinstance(sampler, str) else sampler
             )
-            _requeue_stale(study)
+            _requeue_stale(study, database)
             opened = Study(study, database, parameters, budget)
         yield opened
 
@@ -399,9 +399,14 @@ def _check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> N
             )
 
 
-def _requeue_stale(study: optuna.Study) -> None:
-    """Fail what a dead process left running, and queue it again unless it keeps killing them."""
+def _requeue_stale(study: optuna.Study, database: Database) -> None:
+    """Fail what a dead process left running, and queue it again unless it keeps killing them.
+
+    An evaluation is stored before its trial is told. If the process died between the two, the copy
+    of the trial will have that evaluation: what was measured is still known.
+    """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        database.remove_evaluation(study.study_name, trial.number)
         study.tell(trial.number, state=TrialState.FAIL)
         attempt = int(trial.user_attrs.get("attempt", 1))
         parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}

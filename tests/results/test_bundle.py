@@ -10,7 +10,7 @@ from nas.latency.hardware import Environment
 from nas.latency.onnx_export import export_onnx
 from nas.latency.oracle import Latency
 from nas.model.detector import Detector, profile
-from nas.results.bundle import Bundle, Provenance, card
+from nas.results.bundle import Agreement, Bundle, Provenance, card
 from nas.space.architecture import Architecture, Candidate
 
 ENVIRONMENT = Environment(
@@ -47,6 +47,7 @@ def _bundle(kind: str) -> Bundle:
         export_onnx(detector.deploy(), 64, 64, slim=True),
         Latency(1.0, 0.9, 1.1, "measured", ENVIRONMENT),
         (ACCURACY,),
+        Agreement(0.9876, 32),
         Provenance("", None, "", {"name": "d", "digest": "0"}, ("a", "b"), 0, {}, "today"),
     )
 
@@ -67,6 +68,13 @@ def test_bundle__says_whether_suppression_is_needed(kind: str, nms: str, says: s
     assert {one.key: one.value for one in onnx.load_from_string(bundle.onnx).metadata_props} == {
         "nms": nms
     }
+
+
+def test_bundle__says_how_far_the_engine_finds_what_the_network_finds() -> None:
+    bundle = _bundle("decoupled")
+    assert bundle.facts()["agreement"] == {"share": 0.9876, "images": 32}
+    assert "98.8% of the fp32 network's detections found alike" in card(bundle)
+    assert "nothing to compare" in str(Agreement(None, 32))
 
 
 def test_bundle__of_a_one_to_one_head_counts_what_is_deployed() -> None:

@@ -195,6 +195,19 @@ def test_open_study__tells_a_dead_trial_even_if_its_process_was_killed_before_it
         assert [trial.state for trial in trials(study)] == [TrialState.FAIL]
 
 
+def test_open_study__an_evaluation_that_was_stored_but_never_told_is_the_copys(database):
+    database.add_architecture("a", space="s", text="stem: 16", macs=1)
+    known = {"architecture": "a", "precision": "fp32", "state": "complete"}
+    with opened(database) as study:
+        study.enqueue(POINT)
+        told, untold = study.ask(), study.ask()
+        for proposal in (told, untold):
+            database.add_evaluation("s", proposal.number, **known)
+        study.tell_feasible(told, "a", accuracy=0.3, latency_ms=9.0)
+    with opened(database):
+        assert database.evaluations("s")["trial_number"].tolist() == [told.number]
+
+
 def test_open_study__a_candidate_is_not_blamed_for_a_killed_process(database):
     for _ in range(3):
         with opened(database) as study:
