@@ -19,7 +19,7 @@ from nas.accuracy.formats import load_dataset
 from nas.errors import InputError, StudyError
 from nas.latency.estimator import PRECISION, Estimate, Estimator
 from nas.latency.hardware import Hardware
-from nas.latency.measurable import Measurable, measurable, runtime_for
+from nas.latency.measurable import runtime_for
 from nas.latency.onnx_export import load_onnx
 from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.roofline import DevicePeaks
@@ -52,7 +52,6 @@ __all__ = [
     "estimate",
     "export",
     "front",
-    "hardware",
     "layer_list",
     "measure",
     "resume",
@@ -317,15 +316,6 @@ def estimate(subject: str | Path, *, hardware: str, workspace: str | Path = "stu
     peaks = DevicePeaks.of(device)
     workload = Workload.from_onnx(_network(subject))
     return Estimator.load().estimate(workload, peaks, PRECISION)
-
-
-def hardware(*, workspace: str | Path = "studies") -> tuple[Measurable, ...]:
-    """Say of every known device what can be measured on it here and now; attached ones first.
-
-    Raises:
-        InputError: a file of a device of your own breaks a rule.
-    """
-    return measurable(Workspace(Path(workspace)).hardware)
 
 
 def train(

@@ -19,6 +19,7 @@ from nas.accuracy.evaluate import Accuracy
 from nas.errors import StorageError
 from nas.latency.oracle import Latency
 from nas.model.detector import Detector, profile, suppression
+from nas.results.files import replace
 from nas.space.architecture import Candidate
 
 __all__ = ["Agreement", "Bundle", "Provenance", "write_bundle"]
@@ -133,9 +134,9 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in bundle.detector.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "architecture.yaml", facts.encode())
-        _replace(folder / "model.onnx", bundle.onnx)
-        _replace(folder / "card.md", card(bundle).encode())
+        replace(folder / "architecture.yaml", facts.encode())
+        replace(folder / "model.onnx", bundle.onnx)
+        replace(folder / "card.md", card(bundle).encode())
         partial = folder / "weights.safetensors.partial"
         save_file(weights, partial, {"architecture": bundle.candidate.architecture.digest})
         partial.replace(folder / "weights.safetensors")
@@ -211,9 +212,3 @@ def _interval(accuracy: Accuracy) -> str:
     if accuracy.low is None or accuracy.high is None:
         return ""
     return f", 95 % interval [{accuracy.low:.3f}, {accuracy.high:.3f}]"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -6,7 +6,18 @@ from pathlib import Path
 
 from nas.errors import StorageError
 
-__all__ = ["write_text"]
+__all__ = ["replace", "write_text"]
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file in a folder that exists; what stood there before stays until all is written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,11 +26,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: the file cannot be written; what stood there before still does.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace(path, text.encode())
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}.",
