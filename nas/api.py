@@ -19,9 +19,10 @@ from nas.accuracy.formats import load_dataset
 from nas.errors import InputError, StudyError
 from nas.latency.estimator import PRECISION, Estimate, Estimator
 from nas.latency.hardware import Hardware
+from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
+from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import load_onnx
-from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.roofline import DevicePeaks
 from nas.latency.workload import Workload
 from nas.model.description import Description
@@ -290,11 +291,11 @@ def measure(
     """
     onnx = _network(subject)
     device = Hardware.named(hardware, Workspace(Path(workspace)).hardware)
-    with LatencyOracle(
+    with LatencyMeter(
         device, runtime_for(device, runtime), precisions=[precision], isolated=True
-    ) as oracle:
-        timing = oracle.time(onnx, precision)
-        environment = oracle.environment(precision)
+    ) as meter:
+        timing = meter.time(onnx, precision)
+        environment = meter.environment(precision)
     return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
 
 
@@ -359,8 +360,8 @@ def train(
     listener.stage("Read the data", 0)
     dataset = load_dataset(data, place.cache, quick=quick)
     architecture = read_architecture(str(subject), len(dataset.classes))
-    with LatencyOracle(device, maker, precisions=["fp32"], isolated=True) as oracle:
-        bench = Bench(dataset, maker, oracle)
+    with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
+        bench = Bench(dataset, maker, meter)
         folder = place.root / f"trained-{architecture.digest}"
         return train_alone(architecture, bench, recipe, folder, listener)
 

@@ -1,7 +1,7 @@
-"""Candidate -> milliseconds: export, engines, the only clock, and an oracle that names its source.
+"""Candidate -> milliseconds: export, engines, the only clock, and answers that name their source.
 
 Read `clock.py` first (what a number means), then `runtimes/base.py` (what a plug-in does), then
-`oracle.py` (when a number is measured and when it is remembered). Never imports `nas.accuracy`.
+`meter.py` (when a number is measured and when it is remembered). Never imports `nas.accuracy`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a graph to a timing: builds engines, keeps those of the reference network, runs the clock.
 
-The oracle has one in its own process, or one in another process behind `nas.latency.worker`.
+The meter has one in its own process, or one in another process behind `nas.latency.worker`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import torch
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.detections import detect_batch, match_detections
 from nas.accuracy.evaluate import Accuracy, Weights
+from nas.latency.latency import Latency
+from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import check_onnx, export_onnx
-from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector, needs_nms
 from nas.results.bundle import Agreement
@@ -32,12 +33,12 @@ class Bench:
     Attributes:
         dataset: whose images check and score.
         runtime: builds the engines.
-        oracle: measures them.
+        meter: measures them.
     """
 
     dataset: Dataset
     runtime: Runtime
-    oracle: LatencyOracle
+    meter: LatencyMeter
 
     def graph(self, detector: Detector, candidate: Candidate) -> bytes:
         """Export in the candidate's precision, once the fp32 graph computes what torch does.
@@ -82,8 +83,8 @@ class Bench:
             EngineError: no engine can be built.
             MeasurementError: the machine was too busy.
         """
-        timing = self.oracle.time(onnx, candidate.precision)
-        environment = self.oracle.environment(candidate.precision)
+        timing = self.meter.time(onnx, candidate.precision)
+        environment = self.meter.environment(candidate.precision)
         return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
 
     def score(self, onnx: bytes, candidate: Candidate, split: Split, weights: Weights) -> Accuracy:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import StorageError
-from nas.latency.oracle import Latency
+from nas.latency.latency import Latency
 from nas.model.detector import Detector, profile, suppression
 from nas.results.files import replace
 from nas.space.architecture import Candidate

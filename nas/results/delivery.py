@@ -20,7 +20,7 @@ from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
 from nas.accuracy.training import Progress, Recipe, train_detector
 from nas.errors import BudgetError
-from nas.latency.oracle import Latency
+from nas.latency.latency import Latency
 from nas.model.detector import Detector
 from nas.results.bench import Bench
 from nas.results.bundle import Agreement, Bundle, Provenance, write_bundle
@@ -91,7 +91,7 @@ def train_alone(
 
     Args:
         architecture: what to train; the data set decides the number of classes.
-        bench: data set, runtime and oracle.
+        bench: data set, runtime and meter.
         recipe: how to train.
         folder: where the bundle is written.
         listener: hears how it goes.
@@ -140,7 +140,7 @@ class _Maker:
         self._result = result
         self._listener = listener
         self._recipe = setting.request.recipe()
-        self._bench = Bench(setting.dataset, setting.runtime, setting.oracle)
+        self._bench = Bench(setting.dataset, setting.runtime, setting.meter)
         self._weights = supernet_digest(setting.space, setting.dataset, self._recipe)
         supernet = trained_supernet(
             setting.space, setting.dataset, self._recipe, setting.request.workspace, listener

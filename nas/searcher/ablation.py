@@ -23,8 +23,9 @@ from nas.accuracy.formats import load_dataset
 from nas.accuracy.training import Recipe
 from nas.errors import InputError, NasError, StudyError
 from nas.latency.hardware import Hardware
+from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
-from nas.latency.oracle import Latency, LatencyOracle
+from nas.latency.meter import LatencyMeter
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive
 from nas.searcher.database import Database
@@ -143,10 +144,10 @@ def ablate(request: AblationRequest, listener: Listener) -> str:
             precision=request.precision,
         )
         precisions = sorted({one.candidate.precision for one in planned.variants})
-        with LatencyOracle(
+        with LatencyMeter(
             hardware, runtime, precisions=precisions, store=database, isolated=True
-        ) as oracle:
-            study = _Study(request, planned, dataset, oracle, database)
+        ) as meter:
+            study = _Study(request, planned, dataset, meter, database)
             with study.opened():
                 study.run(listener)
     return study.name
@@ -160,15 +161,15 @@ class _Study:
         request: AblationRequest,
         planned: Plan,
         dataset: Dataset,
-        oracle: LatencyOracle,
+        meter: LatencyMeter,
         database: Database,
     ) -> None:
         self._request = request
         self._plan = planned
         self._dataset = dataset
-        self._oracle = oracle
+        self._meter = meter
         self._database = database
-        self._fingerprint = _fingerprint(planned, dataset, oracle)
+        self._fingerprint = _fingerprint(planned, dataset, meter)
         self.name = request.study or f"ablation-{digest_of(self._fingerprint)[:8]}"
 
     @contextmanager
@@ -214,14 +215,14 @@ class _Study:
 
     def _measure(self, listener: Listener) -> dict[str, Latency]:
         """Find or measure the latency of every candidate, by its digest."""
-        judge = LatencyJudge(self._oracle, self._database, self._plan.space)
+        judge = LatencyJudge(self._meter, self._database, self._plan.space)
         candidates = {one.candidate.digest: one.candidate for one in self._plan.variants}
         listener.stage("Measure the variants", len(candidates))
         latencies = {}
         for done, (digest, candidate) in enumerate(candidates.items(), start=1):
             latencies[digest] = latency = judge(candidate)
             listener.advance(done, f"{latency.ms:.3f} ms, {latency.source}")
-        self._oracle.close()  # the engines of the reference would only take memory from now on
+        self._meter.close()  # the engines of the reference would only take memory from now on
         return latencies
 
     def _jobs(self) -> Iterator[tuple[Job, tuple[Variant, int]]]:
@@ -232,7 +233,7 @@ class _Study:
             key = (variant.candidate.architecture.digest, variant.candidate.precision)
             if (*key, recipe.digest) not in done:
                 name = f"{variant.name}, seed {seed}"
-                runtime = self._oracle.runtime.name
+                runtime = self._meter.runtime.name
                 path = self._checkpoint(variant, recipe)
                 job = Job(name, variant.candidate, recipe, runtime, path)
                 yield job, (variant, seed)
@@ -337,7 +338,7 @@ class _Study:
             "fingerprint": self._fingerprint,
             "data_name": self._dataset.name,
             "iterations": self._plan.baseline.recipe.iterations,
-            "device": self._oracle.environment(self._plan.baseline.candidate.precision).device,
+            "device": self._meter.environment(self._plan.baseline.candidate.precision).device,
         }
         return self._database.recorded(
             self.name,
@@ -346,14 +347,14 @@ class _Study:
             space=self._plan.space,
             data=self._dataset.digest,
             recipe=self._plan.baseline.recipe.digest,
-            hardware=self._oracle.hardware.name,
-            runtime=self._oracle.runtime.name,
+            hardware=self._meter.hardware.name,
+            runtime=self._meter.runtime.name,
             seed=0,
             versions=installed_versions(),
         )
 
 
-def _fingerprint(planned: Plan, dataset: Dataset, oracle: LatencyOracle) -> dict[str, str]:
+def _fingerprint(planned: Plan, dataset: Dataset, meter: LatencyMeter) -> dict[str, str]:
     """What all trainings of a study share; more variants and more seeds may come later."""
     baseline = planned.baseline
     return {
@@ -362,7 +363,7 @@ def _fingerprint(planned: Plan, dataset: Dataset, oracle: LatencyOracle) -> dict
         "data": dataset.digest,
         "recipe": baseline.recipe.digest,
         # Latencies of two environments have no difference.
-        "environment": oracle.environment(baseline.candidate.precision).digest,
+        "environment": meter.environment(baseline.candidate.precision).digest,
     }
 
 

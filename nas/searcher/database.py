@@ -26,7 +26,7 @@ from nas.accuracy.evaluate import Accuracy
 from nas.errors import NasError, StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
-from nas.latency.oracle import Latency, Source
+from nas.latency.latency import Latency, Source
 from nas.searcher.connection import (
     BUSY_TIMEOUT_S,
     create_engine,
@@ -272,7 +272,7 @@ class Database:
             precision: what the artifact computes in.
             state: what became of it.
             latency: what the trial was told, or nothing if it never got so far.
-            latency_key: the candidate's key that the oracle was given, if it stored the latency.
+            latency_key: the candidate's key that the meter was given, if it stored the latency.
             accuracy_id: what `add_accuracy` or `find_accuracy` returned.
             score: the view of the front that was asked for.
             weights: the score's lambda, alpha and beta.
@@ -498,7 +498,7 @@ class Database:
 def _latency_id(key: str | None, environment: str) -> ScalarSelect[int] | None:
     if key is None:
         return None
-    # The oracle's keys in the store name the environment a second time.
+    # The meter's keys in the store name the environment a second time.
     keys = [key, f"{key}@{environment}"]
     same = (LatencyRow.environment == environment) & LatencyRow.key.in_(keys)
     return select(LatencyRow.id).where(same).limit(1).scalar_subquery()

@@ -17,8 +17,9 @@ from nas.accuracy.dataset import Dataset, Split, batches
 from nas.accuracy.detections import Detections
 from nas.accuracy.evaluate import Accuracy, Weights, evaluate
 from nas.latency.clock import Elapsed
+from nas.latency.latency import Latency
+from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import export_onnx
-from nas.latency.oracle import Latency, LatencyOracle
 from nas.latency.quantization import at_precision
 from nas.latency.runtimes.base import Engine, Runtime
 from nas.model.detector import Detector, needs_nms, profile
@@ -48,8 +49,8 @@ _Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.f
 class LatencyJudge:
     """Knows or measures the latency of candidates, and stores their description."""
 
-    def __init__(self, oracle: LatencyOracle, database: Database, space: str) -> None:
-        self._oracle = oracle
+    def __init__(self, meter: LatencyMeter, database: Database, space: str) -> None:
+        self._meter = meter
         self._database = database
         self._space = space
 
@@ -70,8 +71,8 @@ class LatencyJudge:
             parameters=counts.parameters,
             macs=counts.macs,
         )
-        known = self._oracle.find(precision, architecture.digest)
-        return known or self._oracle.measure(
+        known = self._meter.find(precision, architecture.digest)
+        return known or self._meter.measure(
             untrained_onnx(architecture), precision, architecture.digest
         )
 

@@ -15,7 +15,7 @@ import itertools
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import EngineError, ExportError, MeasurementError, StudyError
 from nas.latency.clock import Elapsed
-from nas.latency.oracle import Latency
+from nas.latency.latency import Latency
 from nas.searcher.database import State
 from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.progress import Listener, Member, Status

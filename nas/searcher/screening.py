@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
-from nas.latency.oracle import Latency
+from nas.latency.latency import Latency
 from nas.searcher.progress import Listener
 from nas.searcher.setting import Setting
 from nas.units import Budget
@@ -51,7 +51,7 @@ def check_budget(setting: Setting, listener: Listener) -> None:
             f"The budget of {budget} admits {share}; they take {fastest.ms:.3f} to "
             f"{slowest.ms:.3f} ms."
         )
-    for precision, drift in setting.oracle.drift.items():
+    for precision, drift in setting.meter.drift.items():
         if abs(drift) > _LARGEST_DRIFT:
             listener.say(
                 f"The {precision} reference network runs {drift:+.0%} off its stored latency: the "

@@ -15,7 +15,7 @@ from nas.accuracy.dataset import Dataset
 from nas.accuracy.formats import load_dataset
 from nas.latency.hardware import Hardware
 from nas.latency.measurable import runtime_for
-from nas.latency.oracle import LatencyOracle
+from nas.latency.meter import LatencyMeter
 from nas.latency.runtimes.base import Runtime
 from nas.searcher.database import Database
 from nas.searcher.evaluation import LatencyJudge
@@ -42,7 +42,7 @@ class Setting:
     runtime: Runtime
     database: Database
     latency: LatencyJudge
-    oracle: LatencyOracle
+    meter: LatencyMeter
 
     @property
     def classes(self) -> int:
@@ -95,11 +95,11 @@ def open_setting(request: Request, listener: Listener) -> Iterator[Setting]:
         dataset = load_dataset(request.data, request.workspace.cache, quick=request.quick)
         if text := str(dataset.report):
             listener.say(text)
-        with LatencyOracle(
+        with LatencyMeter(
             hardware, runtime, precisions=space.precisions, store=database, isolated=True
-        ) as oracle:
-            latency = LatencyJudge(oracle, database, space.digest)
-            yield Setting(request, space, dataset, hardware, runtime, database, latency, oracle)
+        ) as meter:
+            latency = LatencyJudge(meter, database, space.digest)
+            yield Setting(request, space, dataset, hardware, runtime, database, latency, meter)
 
 
 def installed_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ import torch
 
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.latency.hardware import Hardware
-from nas.latency.oracle import LatencyOracle
+from nas.latency.meter import LatencyMeter
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.model.blocks.head import ClassPredictor
 from nas.model.detector import Detector
@@ -24,7 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     recipe = DigitsRecipe(train=8, validation=6, test=1, size=64)
     dataset = digits_dataset(recipe, tmp_path_factory.mktemp("digits"))
     runtime = OpenVinoRuntime()
-    return Bench(dataset, runtime, LatencyOracle(Hardware.named("cpu"), runtime))
+    return Bench(dataset, runtime, LatencyMeter(Hardware.named("cpu"), runtime))
 
 
 def _candidate(precision: str) -> Candidate:

@@ -7,8 +7,8 @@ import pytest
 
 from nas.accuracy.evaluate import Accuracy
 from nas.latency.hardware import Environment
+from nas.latency.latency import Latency
 from nas.latency.onnx_export import export_onnx
-from nas.latency.oracle import Latency
 from nas.model.detector import Detector, profile
 from nas.results.bundle import Agreement, Bundle, Provenance, card
 from nas.space.architecture import Architecture, Candidate

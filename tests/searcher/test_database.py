@@ -20,7 +20,7 @@ from nas.accuracy.evaluate import Accuracy
 from nas.errors import MissingPackageError, StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
-from nas.latency.oracle import Latency
+from nas.latency.latency import Latency
 from nas.searcher.connection import LockedError, exclusive, parse_url, sqlite_path, sqlite_url
 from nas.searcher.database import Database
 from nas.searcher.migrations import VERSION_TABLE, _config

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from nas.latency.clock import ClockSettings
-from nas.latency.oracle import LatencyOracle
+from nas.latency.meter import LatencyMeter
 from nas.model.supernet import Supernet
 from nas.searcher.evaluation import LatencyJudge
 from nas.searcher.loop import search
@@ -94,17 +94,15 @@ def test_search__engine_that_crashes_costs_one_candidate(
     marker = tmp_path / "marker"
     marker.write_text("not yet")
     monkeypatch.setenv(broken.CRASHED, str(marker))
-    with LatencyOracle(
+    with LatencyMeter(
         setting.hardware,
         broken.CrashingOnceRuntime(),
         store=setting.database,
         settings=QUICK,
         isolated=True,
-    ) as oracle:
-        latency = LatencyJudge(oracle, setting.database, setting.space.digest)
-        result = search(
-            dataclasses.replace(setting, oracle=oracle, latency=latency), _Arming(marker)
-        )
+    ) as meter:
+        latency = LatencyJudge(meter, setting.database, setting.space.digest)
+        result = search(dataclasses.replace(setting, meter=meter, latency=latency), _Arming(marker))
     states = result.evaluations["state"].value_counts()
     assert marker.read_text() == "done"
     assert states["failed"] == 1

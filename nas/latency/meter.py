@@ -1,4 +1,4 @@
-"""Candidate -> latency, measured once: the oracle remembers, and every answer names its source.
+"""Graph -> latency, measured once: the meter remembers what it measured, and where.
 
 A measurement is looked up under the candidate's key *and* the digest of the environment, so another
 machine, runtime, version or protocol never answers for this one. What is not found is built and
@@ -6,7 +6,7 @@ timed against the reference network of the same runtime and precision, because e
 kind move differently with the load of the machine.
 
 The reference's own time `R_0` is calibrated once per environment and kept in the store, so that
-numbers of different days are on one scale. Each oracle measures it again before its first answer;
+numbers of different days are on one scale. Each meter measures it again before its first answer;
 `drift` tells how far it moved. That is a statement about the machine today, and no reason to
 rescale: the ratio to the reference already took it out.
 """
@@ -14,121 +14,23 @@ rescale: the ratio to the reference already took it out.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Self
 
-from nas.errors import InputError, UnknownNameError
+from nas.errors import UnknownNameError
 from nas.latency.clock import PROTOCOL, Clock, ClockSettings, Timing
-from nas.latency.hardware import Environment, Hardware
+from nas.latency.environment import Environment
+from nas.latency.hardware import Hardware
+from nas.latency.latency import Latency
 from nas.latency.measurer import Measurer, Measures
 from nas.latency.reference import reference_digest
 from nas.latency.runtimes.base import Runtime
+from nas.latency.store import MeasurementStore, MemoryStore
 from nas.latency.worker import Limits, Worker
 
-__all__ = ["Latency", "LatencyOracle", "MeasurementStore", "MemoryStore", "Source"]
-
-Source = Literal["measured", "cached", "table", "predicted", "estimated"]
-"""Measured here and now; measured earlier in an equal environment; profiled on that device by
-somebody, with provenance; predicted from measurements of that device; transferred from others."""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """A latency that knows how sure it is and where it comes from.
-
-    Args:
-        ms: milliseconds per image, batch 1.
-        low_ms: lower end of its 95 % interval.
-        high_ms: upper end.
-        source: how it was obtained.
-        environment: what it is true for.
-
-    Raises:
-        InputError: a value that no latency has, or an interval that does not hold it.
-    """
-
-    ms: float
-    low_ms: float
-    high_ms: float
-    source: Source
-    environment: Environment
-
-    def __post_init__(self) -> None:
-        ordered = 0 < self.low_ms <= self.ms <= self.high_ms
-        if not (ordered and math.isfinite(self.high_ms)):
-            raise InputError(
-                "A latency must keep 0 < low_ms <= ms <= high_ms, "
-                f"got {self.low_ms:g}, {self.ms:g}, {self.high_ms:g}."
-            )
-        if self.source not in get_args(Source):
-            raise UnknownNameError.of("latency source", self.source, get_args(Source))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Latency:
-        """Read what `as_dict` wrote.
-
-        Raises:
-            InputError: a field is missing, unknown, or has a value that no latency has.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != known:
-            raise InputError(
-                f"A latency has exactly the fields {sorted(known)}, got {sorted(values)}."
-            )
-        return cls(**{**values, "environment": Environment.from_dict(values["environment"])})
-
-
-class MeasurementStore(Protocol):
-    """Where measurements are kept between runs. The oracle makes the keys."""
-
-    def find_latency(self, key: str) -> Latency | None:
-        """Return what `add_latency` stored under the key, or None."""
-
-    def add_latency(self, key: str, latency: Latency, timing: Timing) -> None:
-        """Store a latency and the raw timing behind it; a key that exists is replaced."""
-
-    def find_reference(self, environment_digest: str) -> float | None:
-        """Return the reference's calibrated ms in that environment, or None."""
-
-    def add_reference(
-        self, environment_digest: str, ms: float, low_ms: float, high_ms: float
-    ) -> None:
-        """Store the reference's calibrated ms and its interval."""
-
-
-class MemoryStore:
-    """A `MeasurementStore` that lives as long as the process."""
-
-    def __init__(self) -> None:
-        self._latencies: dict[str, Latency] = {}
-        self._references: dict[str, float] = {}
-
-    def find_latency(self, key: str) -> Latency | None:
-        """Return what `add_latency` stored under the key, or None."""
-        return self._latencies.get(key)
-
-    def add_latency(self, key: str, latency: Latency, timing: Timing) -> None:
-        """Store a latency; the timing is not kept."""
-        del timing
-        self._latencies[key] = latency
-
-    def find_reference(self, environment_digest: str) -> float | None:
-        """Return the reference's calibrated ms in that environment, or None."""
-        return self._references.get(environment_digest)
-
-    def add_reference(
-        self, environment_digest: str, ms: float, low_ms: float, high_ms: float
-    ) -> None:
-        """Store the reference's calibrated ms; the interval is not kept."""
-        del low_ms, high_ms
-        self._references[environment_digest] = ms
+__all__ = ["LatencyMeter"]
 
 
 @dataclass(frozen=True)
@@ -139,8 +41,8 @@ class _Scale:
     drift: float
 
 
-class LatencyOracle:
-    """Answers what a candidate costs on one hardware with one runtime.
+class LatencyMeter:
+    """Measures what a network costs on one hardware with one runtime.
 
     Nothing else may run in this process while it measures, unless it is isolated; see
     `nas.latency.clock`.
@@ -205,7 +107,7 @@ class LatencyOracle:
         """Return the environment that answers in this precision belong to.
 
         Raises:
-            UnknownNameError: the oracle was not made for the precision.
+            UnknownNameError: the meter was not made for the precision.
         """
         if precision not in self._environments:
             raise UnknownNameError.of("precision", precision, self.precisions)
@@ -232,7 +134,7 @@ class LatencyOracle:
             key: the candidate, such as the digest of its architecture.
 
         Raises:
-            UnknownNameError: the oracle was not made for the precision.
+            UnknownNameError: the meter was not made for the precision.
         """
         found = self._store.find_latency(self._key(precision, key))
         return None if found is None else dataclasses.replace(found, source="cached")
@@ -247,7 +149,7 @@ class LatencyOracle:
             key: the candidate, such as the digest of its architecture.
 
         Raises:
-            UnknownNameError: the oracle was not made for the precision.
+            UnknownNameError: the meter was not made for the precision.
             EngineError: no engine can be built.
             MeasurementError: other threads of this process kept disturbing.
         """
@@ -276,7 +178,7 @@ class LatencyOracle:
         return second if second.converged or second.half_width < first.half_width else first
 
     def close(self) -> None:
-        """Free the reference engines. The oracle can be used again, and calibrates again."""
+        """Free the reference engines. The meter can be used again, and calibrates again."""
         self._measurer.close()
         self._scales.clear()
 
@@ -310,7 +212,7 @@ class LatencyOracle:
         return f"{key}@{self.environment(precision).digest}"
 
     def _scale(self, precision: str) -> _Scale:
-        """Compare the reference with its calibration, once per oracle."""
+        """Compare the reference with its calibration, once per meter."""
         if precision not in self._scales:
             digest = self.environment(precision).digest
             now = self._measurer.calibrate(precision)
