@@ -23,7 +23,7 @@ from nas import plugins
 from nas.latency.clock import ClockSettings, Elapsed
 from nas.latency.measurer import Measurer, Measures
 from nas.latency.worker import Worker
-from nas.searcher.evaluation import untrained_onnx
+from nas.searcher.latency_judge import untrained_onnx
 from nas.space.space import load_space
 
 CASES = (("openvino", "fp32"), ("openvino", "int8"), ("onnxruntime", "fp32"))

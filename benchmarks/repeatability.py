@@ -27,7 +27,7 @@ from nas import plugins
 from nas.latency.clock import Elapsed, Timing
 from nas.latency.runtimes.base import Runtime
 from nas.latency.worker import Worker
-from nas.searcher.evaluation import untrained_onnx
+from nas.searcher.latency_judge import untrained_onnx
 from nas.space.space import load_space
 
 ENGINES = (

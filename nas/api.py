@@ -33,7 +33,7 @@ from nas.results.delivery import Delivered, deliver, train_alone
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.database import Database
-from nas.searcher.evaluation import untrained_onnx
+from nas.searcher.latency_judge import untrained_onnx
 from nas.searcher.loop import search as run_search
 from nas.searcher.progress import Listener, Silent
 from nas.searcher.request import Request, Workspace, training_recipe

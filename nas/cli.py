@@ -365,12 +365,12 @@ def estimate(
 ) -> None:
     """Estimate a latency on a device that is not here: TensorRT, fp16, from its data sheet."""
     from nas import api
-    from nas.latency.estimator import COVERAGE
+    from nas.latency.latency import ESTIMATED_LEVEL
 
     found = api.estimate(subject, hardware=hardware, workspace=workspace)
     _out.print(
-        f"{found.ms:.3g} ms, {COVERAGE:.0%} interval [{found.low_ms:.3g}, {found.high_ms:.3g}], "
-        f"estimated for {hardware} (TensorRT, fp16, batch 1, engine alone)",
+        f"{found.ms:.3g} ms, {ESTIMATED_LEVEL:.0%} interval [{found.low_ms:.3g}, "
+        f"{found.high_ms:.3g}], estimated for {hardware} (TensorRT, fp16, batch 1, engine alone)",
         highlight=False,
     )
     if found.outside:

@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 
 from nas.errors import InputError
+from nas.latency.latency import ESTIMATED_LEVEL
 from nas.latency.roofline import (
     DevicePeaks,
     Roofline,
@@ -34,16 +35,13 @@ from nas.latency.roofline import (
 from nas.latency.workload import Workload
 from nas.space.record import Record
 
-__all__ = ["COVERAGE", "PRECISION", "Correction", "Estimate", "Estimator", "fit_estimator"]
+__all__ = ["PRECISION", "Correction", "Estimate", "Estimator", "fit_estimator"]
 
 PRECISION = "fp16"
 """The only precision that there are measurements of; int8 and fp32 are refused, not guessed."""
 
-COVERAGE = 0.8
-"""What intervals promise."""
-
 _FILE = "estimator.json"
-_LEAST_CHIPS = 4  # COVERAGE <= K / (K + 1)
+_LEAST_CHIPS = 4  # ESTIMATED_LEVEL <= K / (K + 1)
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,7 @@ def fit_estimator(samples: Sequence[Sample], provenance: Mapping[str, Any]) -> E
         roofline=law,
         correction=Correction.fitted(samples, law, setting.ridge),
         margin=_margin(list(errors[setting].values())),
-        coverage=COVERAGE,
+        coverage=ESTIMATED_LEVEL,
         ranges=_ranges(samples),
         provenance={
             **provenance,
@@ -262,7 +260,7 @@ def _mean_error(errors: Mapping[str, Values]) -> float:
 
 
 def _margin(errors: Sequence[Values]) -> float:
-    """Return the quantile at `COVERAGE` of the errors, with a chip of infinite error added.
+    """Return the quantile at `ESTIMATED_LEVEL` of the errors, with a chip of infinite error added.
 
     Every chip has the weight 1 / (K + 1), shared among its samples (Lee et al., section 3).
     """
@@ -270,7 +268,7 @@ def _margin(errors: Sequence[Values]) -> float:
     weights = np.concatenate([np.full(len(one), 1 / len(one)) for one in errors])
     order = np.argsort(sizes)
     reached = np.cumsum(weights[order]) / (len(errors) + 1)
-    return float(sizes[order][np.searchsorted(reached, COVERAGE - 1e-9)])
+    return float(sizes[order][np.searchsorted(reached, ESTIMATED_LEVEL - 1e-9)])
 
 
 def _ranges(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:

@@ -11,11 +11,16 @@ from typing import Any, Literal, get_args
 from nas.errors import InputError, UnknownNameError
 from nas.latency.environment import Environment
 
-__all__ = ["Latency", "Source"]
+__all__ = ["ESTIMATED_LEVEL", "MEASURED_LEVEL", "Latency", "Source"]
 
 Source = Literal["measured", "cached", "table", "predicted", "estimated"]
 """Measured here and now; measured earlier in an equal environment; profiled on that device by
 somebody, with provenance; predicted from measurements of that device; transferred from others."""
+
+
+MEASURED_LEVEL, ESTIMATED_LEVEL = 0.95, 0.8
+"""Confidence levels of the intervals: of whatever was measured on the device, and of estimates,
+whose level is as high as the number of devices that they were checked on allows."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Latency:
 
     Args:
         ms: milliseconds per image, batch 1.
-        low_ms: lower end of its 95 % interval.
+        low_ms: lower end of its interval, at `level`.
         high_ms: upper end.
         source: how it was obtained.
         environment: what it is true for.
@@ -48,6 +53,11 @@ class Latency:
             )
         if self.source not in get_args(Source):
             raise UnknownNameError.of("latency source", self.source, get_args(Source))
+
+    @property
+    def level(self) -> float:
+        """Confidence level of the interval."""
+        return ESTIMATED_LEVEL if self.source == "estimated" else MEASURED_LEVEL
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

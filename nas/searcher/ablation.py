@@ -29,7 +29,7 @@ from nas.latency.meter import LatencyMeter
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive
 from nas.searcher.database import Database
-from nas.searcher.evaluation import LatencyJudge
+from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace, training_recipe
 from nas.searcher.setting import installed_versions

@@ -1,8 +1,7 @@
-"""One candidate's life: its latency from an untrained engine, its mAP from shared weights.
+"""A candidate's accuracy, from the weights that it shares with all others.
 
-Latency does not depend on the weights, so it is measured first and costs no training. The mAP comes
-from an engine of the same runtime and precision, built from the weights that the supernet gives the
-candidate after its batch-norm statistics are recalibrated.
+The mAP comes from an engine of the runtime and precision that are timed, built from the weights
+that the supernet gives the candidate after its batch-norm statistics are recalibrated.
 """
 
 from __future__ import annotations
@@ -17,25 +16,21 @@ from nas.accuracy.dataset import Dataset, Split, batches
 from nas.accuracy.detections import Detections
 from nas.accuracy.evaluate import Accuracy, Weights, evaluate
 from nas.latency.clock import Elapsed
-from nas.latency.latency import Latency
-from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import export_onnx
 from nas.latency.quantization import at_precision
 from nas.latency.runtimes.base import Engine, Runtime
-from nas.model.detector import Detector, needs_nms, profile
+from nas.model.detector import Detector, needs_nms
 from nas.model.supernet import Supernet, recalibrate
 from nas.searcher.database import Database
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = [
     "AccuracyJudge",
-    "LatencyJudge",
     "engine_graph",
     "engine_predictor",
     "recalibration_images",
     "score_engine",
     "trained_graph",
-    "untrained_onnx",
 ]
 
 # 8 of them rank as well as 32 within error, in a quarter of the time (docs/LOG.md).
@@ -44,37 +39,6 @@ RECALIBRATION_BATCH_SIZE = 32
 _CALIBRATION_IMAGES = 32  # of the scales of INT8 (docs/LOG.md)
 
 _Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-
-
-class LatencyJudge:
-    """Knows or measures the latency of candidates, and stores their description."""
-
-    def __init__(self, meter: LatencyMeter, database: Database, space: str) -> None:
-        self._meter = meter
-        self._database = database
-        self._space = space
-
-    def __call__(self, candidate: Candidate) -> Latency:
-        """Return the latency of a candidate: the stored one if there is one.
-
-        Raises:
-            ExportError: the network has no ONNX form.
-            EngineError: the engine cannot be built.
-            MeasurementError: the machine was too busy to time it.
-        """
-        architecture, precision = candidate.architecture, candidate.precision
-        counts = profile(architecture)
-        self._database.add_architecture(
-            architecture.digest,
-            space=self._space,
-            text=architecture.to_yaml(),
-            parameters=counts.parameters,
-            macs=counts.macs,
-        )
-        known = self._meter.find(precision, architecture.digest)
-        return known or self._meter.measure(
-            untrained_onnx(architecture), precision, architecture.digest
-        )
 
 
 class AccuracyJudge:
@@ -223,8 +187,3 @@ def recalibration_images(split: Split, architecture: Architecture) -> Iterator[t
     for _ in range(RECALIBRATION_BATCHES):
         images, _ = next(stream)
         yield images.float() / 255
-
-
-def untrained_onnx(architecture: Architecture) -> bytes:
-    """Export a candidate with random weights: enough to measure its latency."""
-    return export_onnx(Detector(architecture).deploy(), *architecture.input)

@@ -18,7 +18,7 @@ from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
 from nas.latency.runtimes.base import Runtime
 from nas.searcher.database import Database
-from nas.searcher.evaluation import LatencyJudge
+from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.searcher.sampler import make_sampler

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from nas.errors import InputError
 from nas.latency.estimator import (
-    COVERAGE,
     Correction,
     Estimator,
     _margin,
@@ -21,6 +20,7 @@ from nas.latency.estimator import (
     fit_estimator,
 )
 from nas.latency.hardware import Hardware
+from nas.latency.latency import ESTIMATED_LEVEL
 from nas.latency.onnx_export import export_onnx
 from nas.latency.roofline import DevicePeaks, Roofline, Sample, fit_roofline, weights_of
 from nas.latency.workload import Layer, Workload
@@ -176,7 +176,7 @@ def test_margin__is_the_quantile_with_one_chip_of_infinite_error() -> None:
     """Of 4 chips, each weighs 1/5: 80 % is reached only with the largest error of all."""
     errors = [np.array([0.1, -0.05]), np.array([0.2]), np.array([-0.3]), np.array([0.4, 0.9])]
     assert _margin(errors) == 0.9
-    assert COVERAGE == 0.8
+    assert ESTIMATED_LEVEL == 0.8
     nine = [np.linspace(0, 1, 101)] * 9
     assert _margin(nine) == pytest.approx(0.89)  # 0.8 of 10 / 9 of the errors
 
@@ -186,7 +186,7 @@ def test_margin__is_the_quantile_with_one_chip_of_infinite_error() -> None:
 def test_margin__covers_its_own_errors_at_least_as_often(errors: list[list[float]]) -> None:
     margin = _margin([np.array(one) for one in errors])
     covered = [np.mean(np.abs(one) <= margin) for one in errors]
-    assert np.mean(covered) >= COVERAGE - 1e-9
+    assert np.mean(covered) >= ESTIMATED_LEVEL - 1e-9
 
 
 def test_estimator__is_exact_on_devices_that_keep_the_law() -> None:
@@ -278,7 +278,7 @@ def test_shipped__was_fitted_to_the_data_beside_it(shipped: Estimator) -> None:
     assert shipped.provenance["data_sha256"] == hashlib.sha256(data).hexdigest()
     assert shipped.provenance["samples"] == len(data.splitlines()) - 1
     assert {"commit", "created", "devices", "setting"} <= shipped.provenance.keys()
-    assert shipped.coverage == COVERAGE
+    assert shipped.coverage == ESTIMATED_LEVEL
 
 
 def test_shipped__every_source_is_attributed() -> None:

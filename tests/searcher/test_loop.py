@@ -13,7 +13,7 @@ import pytest
 from nas.latency.clock import ClockSettings
 from nas.latency.meter import LatencyMeter
 from nas.model.supernet import Supernet
-from nas.searcher.evaluation import LatencyJudge
+from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.loop import search
 from nas.searcher.progress import Silent
 from nas.searcher.request import Request, Workspace
