@@ -5,7 +5,7 @@ one takes 1 s for, and a search exports thousands. `torch` calls it legacy, so n
 project touches it.
 
 Opset 19: layer normalisation is one operator from 17 on, and every engine that we know reads 19.
-Shapes are static and batch is 1, because engines choose kernels by them.
+Shapes are static, the batch among them, because engines choose kernels by them.
 """
 
 from __future__ import annotations
@@ -47,34 +47,39 @@ _TOLERANCE = 1e-4
 _FP32_RUNTIMES = ("onnxruntime", "openvino")
 
 
-def export_onnx(module: nn.Module, height: int, width: int, *, slim: bool = False) -> bytes:
+def export_onnx(
+    module: nn.Module, height: int, width: int, *, batch: int = 1, slim: bool = False
+) -> bytes:
     """Export a deployed detector.
 
     Args:
-        module: in eval mode; forward of (1, 3, H, W) returns boxes (1, A, 4) and scores
-            (1, A, classes).
+        module: in eval mode; forward of (N, 3, H, W) returns boxes (N, A, 4) and scores
+            (N, A, classes).
         height: H, pixels.
         width: W, pixels.
+        batch: N, images that an engine takes at once.
         slim: fold and merge nodes with onnxslim. That makes a graph easier to read; the engines
             here do the same while building, so a graph that is only measured does not need it.
 
     Returns:
-        An ONNX model: input `images` float32 (1, 3, H, W), outputs `boxes` and `scores`, opset 19.
+        An ONNX model: input `images` float32 (N, 3, H, W), outputs `boxes` and `scores`, opset 19.
         Of a `DeployedDetector`, the metadata `nms` says where duplicates are removed: `outside` the
         graph, or nowhere (`none`), because the network finds each object once.
 
     Raises:
         ExportError: the module is in training mode, has an operator that ONNX lacks, or returns
-            something else than boxes and scores.
+            something else than boxes and scores; or the batch is not positive.
         MissingPackageError: `slim` was asked for and onnxslim is not installed.
     """
     if module.training:
         raise ExportError(
             "A network is exported in eval mode, this one is training.", "Call eval()."
         )
-    graph = export_graph(module, torch.zeros(1, 3, height, width), INPUT, OUTPUTS)
+    if batch < 1:
+        raise ExportError(f"A batch has at least 1 image, got {batch}.")
+    graph = export_graph(module, torch.zeros(batch, 3, height, width), INPUT, OUTPUTS)
     model = onnx_package.load_from_string(graph)
-    _check_outputs(model)
+    _check_outputs(model, batch)
     model = _slimmed(model) if slim else model
     if isinstance(module, DeployedDetector):
         onnx_package.helper.set_model_props(model, {"nms": suppression(module.architecture)})
@@ -121,7 +126,7 @@ def check_onnx(onnx: bytes, module: nn.Module, images: Images) -> float:
     Args:
         onnx: the exported graph.
         module: the network that it was exported from, in eval mode.
-        images: float32 (1, 3, H, W), RGB in 0..1; real ones say more than noise.
+        images: float32 (N, 3, H, W), RGB in 0..1; real ones say more than noise.
 
     Returns:
         The largest deviation of boxes and scores, each relative to its largest magnitude.
@@ -152,7 +157,7 @@ def load_onnx(path: Path) -> bytes:
         path: the file; weights that it keeps in files beside it are read in.
 
     Returns:
-        The model as bytes, its one input static float32 (1, 3, H, W).
+        The model as bytes, its one input static float32 (N, 3, H, W).
 
     Raises:
         ExportError: the file is missing or broken, or its input is something else.
@@ -220,19 +225,19 @@ def _deviation(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
     return float(np.abs(found - expected).max(initial=0.0)) / scale
 
 
-def _check_outputs(model: onnx_package.ModelProto) -> None:
+def _check_outputs(model: onnx_package.ModelProto, batch: int) -> None:
     shapes = [shape_of(output) for output in model.graph.output]
     boxes_and_scores = (
         len(shapes) == len(OUTPUTS)
         and all(len(shape) == 3 and 0 not in shape for shape in shapes)
         and shapes[0][:2] == shapes[1][:2]
-        and shapes[0][0] == 1
+        and shapes[0][0] == batch
         and shapes[0][2] == 4
     )
     if not boxes_and_scores:
         raise ExportError(
-            "A detector returns boxes (1, A, 4) and scores (1, A, classes) of static shape, "
-            f"this one returns {shapes}.",
+            f"A detector returns boxes ({batch}, A, 4) and scores ({batch}, A, classes) of static "
+            f"shape, this one returns {shapes}.",
             "Export Detector.deploy(), not the training network.",
         )
 

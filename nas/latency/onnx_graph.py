@@ -18,6 +18,7 @@ __all__ = [
     "GraphView",
     "attribute",
     "half_weights",
+    "image_shape",
     "image_size",
     "onnx_digest",
     "parse_onnx",
@@ -29,7 +30,7 @@ _QUANTIZED_OPERATORS = frozenset(
     {"ConvInteger", "DequantizeLinear", "QLinearConv", "QuantizeLinear"}
 )
 _HALF_TYPES = frozenset({onnx_package.TensorProto.FLOAT16, onnx_package.TensorProto.BFLOAT16})
-_IMAGE_RANK = 4
+_IMAGE_RANK, _CHANNELS = 4, 3
 
 
 def onnx_digest(onnx: bytes) -> str:
@@ -56,8 +57,8 @@ def parse_onnx(onnx: bytes) -> onnx_package.ModelProto:
     return model
 
 
-def image_size(model: onnx_package.ModelProto) -> tuple[int, int]:
-    """Return (H, W) of the one image input, static float32 (1, 3, H, W).
+def image_shape(model: onnx_package.ModelProto) -> tuple[int, int, int, int]:
+    """Return the shape of the one image input, static float32 (N, 3, H, W).
 
     Raises:
         ExportError: there is another number of inputs, or the input has another type or shape.
@@ -74,13 +75,36 @@ def image_size(model: onnx_package.ModelProto) -> tuple[int, int]:
             f"{onnx_package.TensorProto.DataType.Name(kind)}.",
             "Export the network in fp32: the precision is chosen when an engine is built.",
         )
-    if len(shape) != _IMAGE_RANK or shape[:2] != (1, 3) or 0 in shape:
+    if len(shape) != _IMAGE_RANK or shape[1] != _CHANNELS or 0 in shape:
         raise ExportError(
-            f"The input {inputs[0].name!r} must have the static shape (1, 3, height, width), "
-            f"it has {shape}, where 0 is a dynamic side.",
-            "Export it with fixed shapes and batch 1.",
+            f"The input {inputs[0].name!r} must have a static shape (batch, 3, height, width), "
+            f"it has {_named_shape(inputs[0])}.",
+            "Export it with fixed shapes: engines choose their kernels by them.",
         )
-    return shape[2], shape[3]
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def image_size(model: onnx_package.ModelProto) -> tuple[int, int]:
+    """Return (H, W) of the one image input.
+
+    Raises:
+        ExportError: as `image_shape`.
+    """
+    return image_shape(model)[2:]
+
+
+def _named_shape(value: onnx_package.ValueInfoProto) -> str:
+    """Write a shape with the names of its dynamic sides, and say that these are dynamic."""
+    sides = value.type.tensor_type.shape.dim
+    names = [str(side.dim_value or side.dim_param or "?") for side in sides]
+    dynamic = [
+        f"dimension {index} ({name!r})"
+        for index, (side, name) in enumerate(zip(sides, names, strict=True))
+        if not side.dim_value
+    ]
+    verb = "is" if len(dynamic) == 1 else "are"
+    said = f", where {' and '.join(dynamic)} {verb} dynamic" if dynamic else ""
+    return f"({', '.join(names)}){said}"
 
 
 def quantized_operators(model: onnx_package.ModelProto) -> tuple[str, ...]:

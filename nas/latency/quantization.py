@@ -40,7 +40,7 @@ from nas.errors import ExportError, InputError
 from nas.latency.onnx_graph import (
     GraphView,
     attribute,
-    image_size,
+    image_shape,
     parse_onnx,
     quantized_operators,
 )
@@ -67,7 +67,7 @@ def quantize(onnx: bytes, images: Images | None = None, *, first_convolution: bo
     """Write an INT8 graph.
 
     Args:
-        onnx: a deployed detector in fp32, opset 19 or later.
+        onnx: a deployed detector in fp32, opset 19 or later, of any batch.
         images: float32 (n, 3, H, W), RGB in 0..1, to calibrate on: training images, 32 are enough.
             Without, the scales are placeholders: right for measuring latency, wrong for detecting.
         first_convolution: quantise the convolution that reads the image, too.
@@ -305,8 +305,11 @@ def _calibrated(model: onnx_package.ModelProto, plan: _Plan, images: Images) -> 
     sources = [tensor for tensor in plan.sites if not _is_moved(plan.graph, tensor)]
     observed = _with_outputs(model, sources)
     histograms = {plan.scale_of(tensor): _Histogram() for tensor in sources}
-    for index, image in enumerate(images):
-        values = {**runtime.evaluate(observed, image[None]), model.graph.input[0].name: image}
+    batch = image_shape(model)[0]
+    for index in range(0, len(images), batch):
+        # The last batch is filled up with the first images.
+        some = images.take(range(index, index + batch), axis=0, mode="wrap")
+        values = {**runtime.evaluate(observed, some), model.graph.input[0].name: some}
         for tensor in sources:
             if not np.isfinite(values[tensor]).all():
                 raise InputError(
@@ -323,7 +326,7 @@ def _is_moved(graph: GraphView, tensor: str) -> bool:
 
 
 def _check_images(model: onnx_package.ModelProto, images: Images) -> None:
-    shape = (3, *image_size(model))
+    shape = image_shape(model)[1:]
     if images.dtype != np.float32 or images.shape[1:] != shape or not len(images):
         raise InputError(
             f"Calibration needs float32 images of shape (n, {', '.join(map(str, shape))}), got "

@@ -20,6 +20,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from nas.latency.runtimes import cuda_device
 from nas.space.space import load_space
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +169,7 @@ class Device:
     """In the place of `CudaDevice`, with memory of the CPU."""
 
     name, capability, cuda, stream = "NVIDIA L4", "8.9", "13.0", 7
+    text = "NVIDIA L4 (compute capability 8.9)"
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
@@ -191,7 +193,7 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(importlib.import_module(OURS), "CudaDevice", Device)
+    monkeypatch.setattr(cuda_device, "CudaDevice", Device)
     yield
     for name in names:
         sys.modules.pop(name, None)

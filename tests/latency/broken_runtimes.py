@@ -116,8 +116,8 @@ class Misdeeds:
 class _LateEngine(OnnxRuntimeEngine):
     """Dies, or hangs, when it has run a few times."""
 
-    def __init__(self, session: Any, input_shape: tuple[int, ...], misdeed: str) -> None:
-        super().__init__(session, input_shape)
+    def __init__(self, engine: OnnxRuntimeEngine, misdeed: str) -> None:
+        super().__init__(engine._session, engine.input_shape, b"")
         self._misdeed = misdeed
         self._runs = 0
 
@@ -144,7 +144,7 @@ class BrokenRuntime(OnnxRuntime):
         engine = super()._build(onnx, input_shape, precision, threads)
         if words[:1] == ["late"]:
             assert isinstance(engine, OnnxRuntimeEngine)
-            return _LateEngine(engine._session, input_shape, words[1])
+            return _LateEngine(engine, words[1])
         return engine
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas import plugins
 from nas.errors import ExportError, MissingPackageError
 from nas.latency.onnx_export import check_onnx, export_onnx, load_onnx
-from nas.latency.onnx_graph import onnx_digest, parse_onnx
+from nas.latency.onnx_graph import image_shape, onnx_digest, parse_onnx
 from nas.latency.runtimes.base import Images, Runtime
 from nas.latency.runtimes.conformance import ConformanceNet
 
@@ -44,7 +44,7 @@ def images(side: int = 32, seed: int = 0) -> Images:
 
 
 def write(
-    path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, inputs: int = 1
+    path: Path, shape: list[int | str | None], kind: int = TensorProto.FLOAT, inputs: int = 1
 ) -> Path:
     names = [f"in{index}" for index in range(inputs)]
     graph = helper.make_graph(
@@ -68,6 +68,20 @@ def test_export__keeps_the_onnx_contract(network: nn.Module, slim: bool) -> None
         for one in (*model.graph.input, *model.graph.output)
     }
     assert shapes == {"images": [1, 3, 32, 48], "boxes": [1, 384, 4], "scores": [1, 384, 5]}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_export__batch_stands_in_the_graph(network: nn.Module, batch: int, tmp_path: Path) -> None:
+    graph = export_onnx(network, 32, 32, batch=batch)
+    assert image_shape(parse_onnx(graph)) == (batch, 3, 32, 32)
+    (tmp_path / "a.onnx").write_bytes(graph)
+    several = np.concatenate([images(seed=seed) for seed in range(batch)])
+    assert check_onnx(load_onnx(tmp_path / "a.onnx"), network, several) <= 1e-4
+
+
+def test_export__no_batch_is_an_error(network: nn.Module) -> None:
+    with pytest.raises(ExportError, match="at least 1 image, got 0"):
+        export_onnx(network, 32, 32, batch=0)
 
 
 @pytest.mark.parametrize("slim", [False, True])
@@ -139,16 +153,17 @@ def test_load__reads_weights_beside_the_file(tmp_path: Path, graph: bytes) -> No
 @pytest.mark.parametrize(
     ("shape", "kind", "inputs", "message"),
     [
-        (["batch", 3, 8, 8], TensorProto.FLOAT, 1, r"\(0, 3, 8, 8\)"),
-        ([1, 3, "h", "w"], TensorProto.FLOAT, 1, r"\(1, 3, 0, 0\)"),
-        ([2, 3, 8, 8], TensorProto.FLOAT, 1, r"\(2, 3, 8, 8\)"),
+        (["n", 3, 8, 8], TensorProto.FLOAT, 1, r"\(n, 3, 8, 8\), where dimension 0 \('n'\) is d"),
+        ([1, 3, "h", "w"], TensorProto.FLOAT, 1, r"2 \('h'\) and dimension 3 \('w'\) are dyn"),
+        ([1, 3, None, 8], TensorProto.FLOAT, 1, r"\(1, 3, \?, 8\), where dimension 2"),
+        ([1, 4, 8, 8], TensorProto.FLOAT, 1, r"\(1, 4, 8, 8\)\."),
         ([1, 3, 8], TensorProto.FLOAT, 1, r"\(1, 3, 8\)"),
         ([1, 3, 8, 8], TensorProto.FLOAT16, 1, "FLOAT16"),
         ([1, 3, 8, 8], TensorProto.FLOAT, 2, "has 2: in0, in1"),
     ],
 )
 def test_load__other_inputs_are_errors(
-    tmp_path: Path, shape: list[int | str], kind: int, inputs: int, message: str
+    tmp_path: Path, shape: list[int | str | None], kind: int, inputs: int, message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
         load_onnx(write(tmp_path / "a.onnx", shape, kind, inputs))

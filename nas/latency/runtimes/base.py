@@ -2,6 +2,7 @@
 
 Order of calls: `build`, then `bind` once, then `run` any number of times; `infer` at any time;
 `close` last. After `close` every other call raises. Engines belong to the thread that built them.
+`save` and `load` spare a build; an engine from elsewhere is refused (`saved.py`).
 
 Two duties are the runtime's own, because nobody above can check them:
 
@@ -17,7 +18,10 @@ lines by `nas.latency.runtimes.conformance.RuntimeConformance`.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self, final
 
@@ -26,12 +30,14 @@ import numpy.typing as npt
 from onnx import ModelProto
 
 from nas.errors import EngineError, ExportError, UnknownNameError
-from nas.latency.onnx_graph import half_weights, image_size, parse_onnx, quantized_operators
+from nas.latency.detection import cpu_name
+from nas.latency.onnx_graph import half_weights, image_shape, parse_onnx, quantized_operators
+from nas.latency.runtimes.saved import Identity, SavedEngine
 
 __all__ = ["Engine", "Images", "Outputs", "Runtime"]
 
 Images = npt.NDArray[np.float32]
-"""Network input: float32 (1, 3, H, W), RGB in 0..1."""
+"""Network input: float32 (N, 3, H, W), RGB in 0..1."""
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 """What a network returns, by the names in the ONNX graph."""
@@ -41,11 +47,15 @@ class Engine(ABC):
     """A network that is ready to run. Use it as a context manager, or call `close`.
 
     Args:
-        input_shape: shape of the image input, (1, 3, H, W).
+        input_shape: shape of the image input, (N, 3, H, W).
+
+    Attributes:
+        identity: what it is; None unless a runtime built or loaded it.
     """
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         self.input_shape = input_shape
+        self.identity: Identity | None = None
         self._bound = False
         self._closed = False
 
@@ -54,7 +64,7 @@ class Engine(ABC):
         """Make these images the input of every following `run`; they are copied.
 
         Args:
-            images: float32 (1, 3, H, W), RGB in 0..1.
+            images: float32 (N, 3, H, W), RGB in 0..1.
 
         Raises:
             EngineError: another shape or type than the input's, or the engine is closed.
@@ -105,7 +115,7 @@ class Engine(ABC):
         """Bind, run once, and copy the outputs.
 
         Args:
-            images: float32 (1, 3, H, W), RGB in 0..1.
+            images: float32 (N, 3, H, W), RGB in 0..1.
 
         Raises:
             EngineError: as `bind`.
@@ -125,6 +135,24 @@ class Engine(ABC):
         """
         self._require_open()
         return self._describe()
+
+    @final
+    def save(self, path: Path) -> None:
+        """Write the engine, so that `Runtime.load` has it back without a build.
+
+        Args:
+            path: of what the library writes; a file beside it, with `.json` appended to its name,
+                says what it is true for.
+
+        Raises:
+            EngineError: the engine is closed, a file cannot be written, or the library cannot.
+        """
+        self._require_open()
+        if self.identity is None:
+            raise EngineError(
+                "Only an engine that a runtime built can be saved.", "Make it by Runtime.build."
+            )
+        SavedEngine(self.identity, *self._saved()).write(path)
 
     @final
     def close(self) -> None:
@@ -148,6 +176,10 @@ class Engine(ABC):
     @abstractmethod
     def _describe(self) -> dict[str, str]:
         """Ask the library what runs."""
+
+    @abstractmethod
+    def _saved(self) -> tuple[bytes, Mapping[str, str]]:
+        """Return what `Runtime._load` needs: the library's bytes, and words beside them."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -191,12 +223,16 @@ class Runtime(ABC):
     def version(self) -> str:
         """Return the version of the library, as it belongs into an `Environment`."""
 
+    def device(self) -> str:
+        """Name the device that engines are built for: with all that an engine depends on."""
+        return _processor() if self.on_cpu else _current_gpu()
+
     @final
     def build(self, onnx: bytes, precision: str, threads: int = 1) -> Engine:
         """Build an engine, and verify that it computes in the precision that was asked for.
 
         Args:
-            onnx: a graph with one static input float32 (1, 3, H, W); for `int8` one that
+            onnx: a graph with one static input float32 (N, 3, H, W); for `int8` one that
                 `nas.latency.quantization.quantize` wrote, for every other precision one in fp32.
             precision: one of `precisions`.
             threads: threads that it may use.
@@ -209,7 +245,38 @@ class Runtime(ABC):
             raise UnknownNameError.of(f"precision of {self.name}", precision, self.precisions)
         if threads < 1:
             raise EngineError(f"An engine needs at least 1 thread, got {threads}.")
-        return self._build(onnx, _input_shape(onnx, precision), precision, threads)
+        shape = _input_shape(onnx, precision)
+        engine = self._build(onnx, shape, precision, threads)
+        engine.identity = Identity(
+            runtime=self.name,
+            version=self._library(),
+            device=self.device(),
+            precision=precision,
+            threads=threads,
+            input_shape=shape,
+        )
+        return engine
+
+    @final
+    def load(self, path: Path) -> Engine:
+        """Load what `Engine.save` wrote, and verify it as if it had been built.
+
+        Args:
+            path: that `Engine.save` was given.
+
+        Raises:
+            EngineError: a file is missing or broken, or the engine was built by another runtime or
+                version or on another device.
+        """
+        saved = SavedEngine.read(path)
+        saved.require(runtime=self.name, version=self._library(), device=self.device())
+        engine = self._load(saved)
+        engine.identity = saved.identity
+        return engine
+
+    def _library(self) -> str:
+        """Return the version that a saved engine is bound to."""
+        return self.version()
 
     @abstractmethod
     def _build(
@@ -217,16 +284,31 @@ class Runtime(ABC):
     ) -> Engine:
         """Build and verify; the arguments are checked."""
 
+    @abstractmethod
+    def _load(self, saved: SavedEngine) -> Engine:
+        """Load and verify; that it was built here is checked."""
+
+
+@functools.cache
+def _processor() -> str:
+    return cpu_name()
+
+
+def _current_gpu() -> str:
+    from nas.latency.runtimes import cuda_device  # noqa: PLC0415 - imports torch
+
+    return cuda_device.CudaDevice().text
+
 
 def _input_shape(onnx: bytes, precision: str) -> tuple[int, ...]:
     """Check that the graph is one that an engine can be built from; its input shape."""
     try:
         model = parse_onnx(onnx)
-        size = image_size(model)
+        shape = image_shape(model)
     except ExportError as error:
         raise EngineError(error.message, error.remedy) from error
     _check_types(model, precision)
-    return (1, 3, *size)
+    return shape
 
 
 def _check_types(model: ModelProto, precision: str) -> None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -146,6 +148,62 @@ class RuntimeConformance:
         with pytest.raises(EngineError, match="got 0"):
             runtime.build(graph, runtime.precisions[0], threads=0)
 
+    def test_build__computes_each_image_of_a_batch(self, runtime: Runtime, graph: bytes) -> None:
+        pair = np.concatenate([_images(1), _images(2)])
+        for precision in runtime.precisions:
+            with contextlib.suppress(EngineError):  # as in `_engines`
+                single = runtime.build(_typed(graph, precision), precision)
+                double = runtime.build(_typed(_graph(2), precision), precision)
+                assert double.input_shape == pair.shape
+                found = double.infer(pair)
+                for index in range(2):
+                    for name, expected in single.infer(pair[index : index + 1]).items():
+                        _assert_close(found[name][index : index + 1], expected, precision)
+
+    def test_save__a_loaded_engine_is_the_saved_one(
+        self, runtime: Runtime, graph: bytes, tmp_path: Path
+    ) -> None:
+        for index, engine in enumerate(_engines(runtime, graph)):
+            path = tmp_path / "new folder" / str(index)
+            engine.save(path)
+            loaded = runtime.load(path)
+            assert loaded.describe() == engine.describe()
+            assert loaded.input_shape == engine.input_shape
+            found, expected = loaded.infer(_images()), engine.infer(_images())
+            assert list(found) == list(expected)
+            assert all(np.array_equal(found[name], expected[name]) for name in found)
+            loaded.save(path)
+            again = runtime.load(path).infer(_images())
+            assert all(np.array_equal(again[name], expected[name]) for name in again)
+        assert sorted(one.suffix for one in path.parent.iterdir()) == sorted(
+            ["", ".json"] * (index + 1)
+        )
+
+    @pytest.mark.parametrize("what", ["runtime", "version", "device"])
+    def test_load__an_engine_of_elsewhere_is_an_error(
+        self, runtime: Runtime, engine: Engine, tmp_path: Path, what: str
+    ) -> None:
+        engine.save(tmp_path / "engine")
+        about = tmp_path / "engine.json"
+        about.write_text(json.dumps(json.loads(about.read_text()) | {what: "another"}))
+        with pytest.raises(EngineError, match=rf"{what}.*'another', here is .*Build the engine"):
+            runtime.load(tmp_path / "engine")
+
+    @pytest.mark.parametrize("name", ["engine", "engine.json"])
+    @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "foreign"])
+    def test_load__damaged_files_are_an_error(
+        self, runtime: Runtime, engine: Engine, tmp_path: Path, name: str, damage: str
+    ) -> None:
+        engine.save(tmp_path / "engine")
+        file = tmp_path / name
+        content = file.read_bytes()
+        kinds = {"empty": b"", "truncated": content[: len(content) // 2], "foreign": b"\xff[1]" * 9}
+        file.unlink()
+        if damage != "missing":
+            file.write_bytes(kinds[damage])
+        with pytest.raises(EngineError, match="Build the engine"):
+            runtime.load(tmp_path / "engine")
+
     def test_infer__repeats_itself(self, engine: Engine) -> None:
         first, second = engine.infer(_images()), engine.infer(_images())
         assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -182,13 +240,13 @@ class RuntimeConformance:
         with pytest.raises(EngineError, match="bound"):
             engine.run()
 
-    def test_close__every_later_call_is_an_error(self, engine: Engine) -> None:
+    def test_close__every_later_call_is_an_error(self, engine: Engine, tmp_path: Path) -> None:
         engine.infer(_images())
         engine.close()
         engine.close()
         calls = (
             *(engine.run, engine.outputs, engine.describe, engine.synchronize),
-            lambda: engine.bind(_images()),
+            *(lambda: engine.bind(_images()), lambda: engine.save(tmp_path / "engine")),
         )
         for call in calls:
             with pytest.raises(EngineError, match="closed"):
@@ -202,8 +260,8 @@ def _network() -> nn.Module:
 
 
 @functools.cache
-def _graph() -> bytes:
-    return export_onnx(_network(), _SIDE, _SIDE)
+def _graph(batch: int = 1) -> bytes:
+    return export_onnx(_network(), _SIDE, _SIDE, batch=batch)
 
 
 def _engines(runtime: Runtime, graph: bytes) -> list[Engine]:
@@ -212,9 +270,12 @@ def _engines(runtime: Runtime, graph: bytes) -> list[Engine]:
     for precision in runtime.precisions[1:]:
         # Refusing what the processor cannot do is what the contract asks for.
         with contextlib.suppress(EngineError):
-            fitting = _quantized(graph) if precision == "int8" else graph
-            engines.append(runtime.build(fitting, precision))
+            engines.append(runtime.build(_typed(graph, precision), precision))
     return engines
+
+
+def _typed(graph: bytes, precision: str) -> bytes:
+    return _quantized(graph) if precision == "int8" else graph
 
 
 @functools.cache

@@ -6,12 +6,17 @@ precisions; `OnnxRuntime.evaluate` computes such graphs for their numbers.
 
 It takes another provider in silence where it misses the one that was asked for, so the session is
 asked for its providers after it is made.
+
+A saved engine is the graph as it was optimized for this processor, with its private layouts.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +27,7 @@ from onnx import TensorProto, helper, shape_inference
 from nas.errors import EngineError
 from nas.latency.onnx_graph import parse_onnx
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+from nas.latency.runtimes.saved import SavedEngine
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeEngine"]
 
@@ -30,11 +36,17 @@ _ERRORS_ONLY = 3
 
 
 class OnnxRuntimeEngine(Engine):
-    """A session with its input and outputs bound to memory. Made by `OnnxRuntime.build`."""
+    """A session with its input and outputs bound to memory. Made by `OnnxRuntime`.
 
-    def __init__(self, session: Any, input_shape: tuple[int, ...]) -> None:
+    Args:
+        session: of ONNX Runtime.
+        input_shape: (N, 3, H, W).
+        onnx: the graph that the session was made from.
+    """
+
+    def __init__(self, session: Any, input_shape: tuple[int, ...], onnx: bytes) -> None:
         super().__init__(input_shape)
-        self._session = session
+        self._session, self._onnx = session, onnx
         self._input_name = session.get_inputs()[0].name
         self._output_names = [output.name for output in session.get_outputs()]
         self._binding: Any = None
@@ -65,6 +77,10 @@ class OnnxRuntimeEngine(Engine):
             "threads": str(self._session.get_session_options().intra_op_num_threads),
         }
 
+    def _saved(self) -> tuple[bytes, Mapping[str, str]]:
+        threads = self._session.get_session_options().intra_op_num_threads
+        return _optimized(self._onnx, threads), {}
+
     def _close(self) -> None:
         self._binding = self._session = None
 
@@ -88,7 +104,7 @@ class OnnxRuntime(Runtime):
 
         Args:
             onnx: a graph with one input.
-            images: float32 (1, 3, H, W).
+            images: float32 (N, 3, H, W).
 
         Returns:
             The outputs by name, in the graph's types.
@@ -107,7 +123,20 @@ class OnnxRuntime(Runtime):
         session = _session(onnx, _options(threads), precision)
         if session.get_providers() != [_PROVIDER]:
             raise EngineError(f"Asked for {_PROVIDER}, it runs {session.get_providers()}.")
-        return OnnxRuntimeEngine(session, input_shape)
+        return OnnxRuntimeEngine(session, input_shape, onnx)
+
+    def _load(self, saved: SavedEngine) -> Engine:
+        what = saved.identity
+        return self._build(saved.content, what.input_shape, what.precision, what.threads)
+
+
+def _optimized(onnx: bytes, threads: int) -> bytes:
+    """Return the graph that a session really runs; to make another one is quick."""
+    with tempfile.TemporaryDirectory(prefix="nas-onnxruntime-") as folder:
+        path, options = Path(folder) / "optimized.onnx", _options(threads)
+        options.optimized_model_filepath = str(path)
+        _session(onnx, options, "fp32")
+        return path.read_bytes()
 
 
 @functools.lru_cache(maxsize=2)

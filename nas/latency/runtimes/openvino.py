@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from nas.errors import EngineError
 from nas.latency.onnx_graph import GraphView, parse_onnx
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+from nas.latency.runtimes.saved import SavedEngine
 
 __all__ = ["OpenVinoEngine", "OpenVinoRuntime"]
 
@@ -27,6 +29,7 @@ _DEVICE = "CPU"
 _LIBRARY_NAMES = {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("i8", "u8")}
 # Of the convolutions that a graph quantises, so many run in INT8 at least.
 _LEAST_INT8_SHARE = 0.9
+_QUANTIZED = "quantised convolutions"
 _DOMAIN = "org.openvinotoolkit"
 # The layers that hold nearly all the arithmetic. The others legitimately have other types: indices
 # are integers, and inputs, outputs and weights before their reordering are fp32.
@@ -45,6 +48,7 @@ class OpenVinoEngine(Engine):
         precision: str,
         layers: dict[str, int],
         quantized: int = 0,
+        imported: bytes = b"",
     ) -> None:
         super().__init__(input_shape)
         self._compiled = compiled
@@ -52,6 +56,7 @@ class OpenVinoEngine(Engine):
         self._precision = precision
         self._layers = layers
         self._quantized = quantized
+        self._imported = imported
 
     def _bind(self, images: Images) -> None:
         self._request.set_input_tensor(openvino.Tensor(images))
@@ -80,6 +85,15 @@ class OpenVinoEngine(Engine):
             said["int8 layers"] = f"{_count(self._layers, 'int8')} of {self._quantized} quantised"
         return said
 
+    def _saved(self) -> tuple[bytes, Mapping[str, str]]:
+        facts = {_QUANTIZED: str(self._quantized)}
+        if self._imported:  # OpenVINO exports no imported model that it could read again
+            return self._imported, facts
+        try:
+            return self._compiled.export_model().getvalue(), facts
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot save this engine: {_reason(error)}.") from error
+
     def _close(self) -> None:
         self._request = self._compiled = None
 
@@ -97,25 +111,61 @@ class OpenVinoRuntime(Runtime):
     def _build(
         self, onnx: bytes, input_shape: tuple[int, ...], precision: str, threads: int
     ) -> Engine:
-        properties = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _hint(precision),
-        }
         quantized = 0
         if precision == "int8":
             onnx, quantized = _own_quantizers(onnx)
         try:
-            compiled = _core().compile_model(_core().read_model(onnx), _DEVICE, properties)
-            layers = _arithmetic_layers(compiled)
-            _verify(compiled, layers, precision, threads, quantized)
-            return OpenVinoEngine(compiled, input_shape, precision, layers, quantized)
+            compiled = _core().compile_model(
+                _core().read_model(onnx), _DEVICE, _properties(precision, threads)
+            )
+            return _verified(compiled, input_shape, precision, threads, quantized)
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot build this graph in {precision}: {_reason(error)}",
                 "Choose another runtime, or leave out the block that has this operator.",
             ) from error
+
+    def _load(self, saved: SavedEngine) -> Engine:
+        what = saved.identity
+        properties = _properties(what.precision, what.threads)
+        try:
+            compiled = _core().import_model(saved.content, _DEVICE, properties)
+            quantized = int(saved.facts[_QUANTIZED])
+            return _verified(
+                compiled,
+                what.input_shape,
+                what.precision,
+                what.threads,
+                quantized,
+                saved.content,
+            )
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise EngineError(
+                f"OpenVINO cannot load this engine: {_reason(error)}", "Build it again, here."
+            ) from error
+
+
+def _properties(precision: str, threads: int) -> dict[str, Any]:
+    """Return what a model is compiled with; a saved engine does not remember it."""
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _hint(precision),
+    }
+
+
+def _verified(
+    compiled: Any,
+    input_shape: tuple[int, ...],
+    precision: str,
+    threads: int,
+    quantized: int,
+    imported: bytes = b"",
+) -> Engine:
+    layers = _arithmetic_layers(compiled)
+    _verify(compiled, layers, precision, threads, quantized)
+    return OpenVinoEngine(compiled, input_shape, precision, layers, quantized, imported)
 
 
 @functools.cache
@@ -241,7 +291,7 @@ def _quantized_convolutions(view: GraphView) -> int:
     return sum(one is not None and one.op_type == "DequantizeLinear" for one in weights)
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """Return the last line of the library's message; the lines above are places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

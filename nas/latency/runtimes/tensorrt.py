@@ -11,20 +11,20 @@ networks. Where the engine cannot be captured it is enqueued instead, and `descr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from nas.errors import EngineError, ExportError
+from nas.latency.runtimes import cuda_device
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+from nas.latency.runtimes.saved import SavedEngine
 from nas.latency.runtimes.tensorrt_audit import audit, quantized_share, verify
 from nas.latency.runtimes.tensorrt_builder import BuildSettings, build_plan
 from nas.latency.runtimes.tensorrt_cache import CacheKey, TimingCacheFile, default_folder
-from nas.latency.runtimes.tensorrt_device import CudaDevice
 from nas.latency.runtimes.tensorrt_library import Log, Profiler, release, require_supported, trt
-from nas.latency.runtimes.tensorrt_plan import Plan
 
 __all__ = ["BuildSettings", "TensorRtEngine", "TensorRtRuntime"]
 
@@ -39,6 +39,7 @@ _TORCH_TYPES = {
     trt.DataType.UINT8: torch.uint8,
 }
 _MIB = 2**20
+_QUANTIZED = "quantised nodes"  # share of the graph's arithmetic, as `quantized_share` says
 
 
 class TensorRtEngine(Engine):
@@ -46,32 +47,34 @@ class TensorRtEngine(Engine):
 
     Args:
         plan: what TensorRT built.
+        input_shape: (N, 3, H, W).
+        facts: what `describe` says of how it was built; `precision` is among them.
         device: the GPU that it was built on.
         log: where TensorRT writes.
-        quantized: share of the arithmetic nodes that the graph quantizes, if it is known.
         cuda_graph: whether to capture the run.
 
     Raises:
         EngineError: TensorRT cannot load or run the plan, or it computes in another precision than
-            the plan's facts say.
+            the facts say.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        device: CudaDevice,
+        plan: bytes,
+        input_shape: tuple[int, ...],
+        facts: Mapping[str, str],
+        device: cuda_device.CudaDevice,
         log: Log,
         *,
-        quantized: float = 0.0,
         cuda_graph: bool = True,
     ) -> None:
-        super().__init__(plan.input_shape)
+        super().__init__(input_shape)
         self._device, self._log = device, log
-        self._engine = _deserialized(plan, log)
+        self._engine = _deserialized(plan, facts, log)
         layers = audit(self.inspect())
-        verify(layers, plan.facts["precision"], quantized)
+        verify(layers, facts["precision"], float(facts.get(_QUANTIZED, 0.0)))
         self._facts = {
-            **plan.facts,
+            **facts,
             "arithmetic layers": str(layers),
             "auxiliary streams": str(self._engine.num_aux_streams),
             "device memory": f"{self.device_memory_bytes / _MIB:.1f} MiB",
@@ -115,19 +118,6 @@ class TensorRtEngine(Engine):
             self._wait()
         return profiler.means()
 
-    def save(self, path: Path) -> None:
-        """Write the plan, and beside it a JSON file that says what it is true for.
-
-        Args:
-            path: of the plan; the other file has `.json` appended to its name.
-
-        Raises:
-            EngineError: the engine is closed, or a file cannot be written.
-        """
-        self._require_open()
-        content = bytes(self._engine.serialize())
-        Plan(content, self.input_shape, self._facts).write(path)
-
     def _bind(self, images: Images) -> None:
         self._buffers[_names(self._engine, trt.TensorIOMode.INPUT)[0]].copy_(
             torch.from_numpy(images)
@@ -149,6 +139,9 @@ class TensorRtEngine(Engine):
 
     def _describe(self) -> dict[str, str]:
         return dict(self._facts)
+
+    def _saved(self) -> tuple[bytes, Mapping[str, str]]:
+        return bytes(self._engine.serialize()), self._facts
 
     def _close(self) -> None:
         # In this order: the graph replays what the context enqueued, and both need the engine.
@@ -225,30 +218,25 @@ class TensorRtRuntime(Runtime):
         usual = self._settings == BuildSettings() and self._cuda_graph
         return release() if usual else f"{release()} {self._settings} cuda_graph={self._cuda_graph}"
 
-    def load(self, path: Path) -> TensorRtEngine:
-        """Load what `TensorRtEngine.save` wrote.
-
-        Args:
-            path: of the plan.
-
-        Raises:
-            EngineError: a file is missing, or the plan is of another device or release.
-        """
-        device, plan = CudaDevice(), Plan.read(path)
-        plan.require(_identity(device))
-        return TensorRtEngine(plan, device, Log(), cuda_graph=self._cuda_graph)
+    def _library(self) -> str:
+        return release()  # an engine is good for any settings of this release
 
     def _build(
         self, onnx: bytes, input_shape: tuple[int, ...], precision: str, threads: int
     ) -> Engine:
         del threads  # the host only launches
-        device, log = CudaDevice(), Log()
+        device, log = cuda_device.CudaDevice(), Log()
         graph, quantized = _typed_graph(onnx, precision)
         cache = TimingCacheFile(self._cache_folder, _cache_key(device))
-        content, notes = build_plan(graph, self._settings, cache, log)
+        plan, notes = build_plan(graph, self._settings, cache, log)
         facts = _identity(device) | self._facts(precision, notes)
-        plan = Plan(content, input_shape, facts)
-        return TensorRtEngine(plan, device, log, quantized=quantized, cuda_graph=self._cuda_graph)
+        facts |= {_QUANTIZED: f"{quantized:.3f}"} if quantized else {}
+        return TensorRtEngine(plan, input_shape, facts, device, log, cuda_graph=self._cuda_graph)
+
+    def _load(self, saved: SavedEngine) -> Engine:
+        shape, graph = saved.identity.input_shape, self._cuda_graph
+        device = cuda_device.CudaDevice()
+        return TensorRtEngine(saved.content, shape, saved.facts, device, Log(), cuda_graph=graph)
 
     def _facts(self, precision: str, notes: list[str]) -> dict[str, str]:
         settings = self._settings
@@ -264,7 +252,7 @@ class TensorRtRuntime(Runtime):
         }
 
 
-def _identity(device: CudaDevice) -> dict[str, str]:
+def _identity(device: cuda_device.CudaDevice) -> dict[str, str]:
     return {
         "runtime": TensorRtRuntime.name,
         "version": release(),
@@ -274,7 +262,7 @@ def _identity(device: CudaDevice) -> dict[str, str]:
     }
 
 
-def _cache_key(device: CudaDevice) -> CacheKey:
+def _cache_key(device: cuda_device.CudaDevice) -> CacheKey:
     return CacheKey(
         device=device.name, capability=device.capability, tensorrt=release(), cuda=device.cuda
     )
@@ -292,14 +280,14 @@ def _typed_graph(onnx: bytes, precision: str) -> tuple[bytes, float]:
         raise EngineError(error.message, error.remedy) from error
 
 
-def _deserialized(plan: Plan, log: Log) -> Any:
+def _deserialized(plan: bytes, facts: Mapping[str, str], log: Log) -> Any:
     try:
         runtime = trt.Runtime(log)
     except TypeError as error:  # what the bindings make of a null pointer
         raise EngineError(f"TensorRT cannot start: {log.last()}.") from error
-    if core := plan.facts.get("dla core"):
+    if core := facts.get("dla core"):
         runtime.DLA_core = int(core)
-    engine = runtime.deserialize_cuda_engine(plan.content)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(
             f"TensorRT cannot load the plan: {log.last()}.", "Build the engine again, here."
@@ -313,7 +301,7 @@ def _names(engine: Any, mode: Any) -> list[str]:
     return [name for name in names if engine.get_tensor_mode(name) == mode]
 
 
-def _buffers(engine: Any, device: CudaDevice) -> dict[str, torch.Tensor]:
+def _buffers(engine: Any, device: cuda_device.CudaDevice) -> dict[str, torch.Tensor]:
     """Allocate the engine's inputs and outputs, by name."""
     buffers = {}
     for mode in (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from nas.latency.runtimes.saved import replace_file
 
 __all__ = ["CacheKey", "TimingCacheFile", "default_folder"]
 
@@ -81,18 +82,10 @@ class TimingCacheFile:
 
     def write(self, content: bytes) -> str:
         """Replace the cache in one step; returns a note if that failed."""
-        partial = ""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=self.path.parent, prefix=".", delete=False
-            ) as file:
-                partial = file.name
-                file.write(self._header(content) + b"\n" + content)
-            Path(partial).replace(self.path)
+            replace_file(self.path, self._header(content) + b"\n" + content)
         except OSError as error:
-            if partial:
-                Path(partial).unlink(missing_ok=True)
             return f"timing cache {self.path} not written: {error.strerror or error}"
         return ""
 

@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from nas.errors import EngineError, InputError, MissingPackageError
 from nas.latency.onnx_graph import parse_onnx
 from nas.latency.quantization import quantize
+from nas.latency.runtimes import cuda_device
 from nas.latency.runtimes.conformance import RuntimeConformance
 from nas.latency.runtimes.tensorrt_cache import CacheKey, TimingCacheFile
 
@@ -73,6 +74,7 @@ class Device:
     """In the place of `CudaDevice`, with memory of the CPU."""
 
     name, capability, cuda, stream = "NVIDIA L4", "8.9", "13.0", 7
+    text = "NVIDIA L4 (compute capability 8.9)"
     captures, alive = True, True
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -101,7 +103,7 @@ def ours() -> Iterator[ModuleType]:
 @pytest.fixture
 def fake_runtime(ours: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     fake.reset()
-    monkeypatch.setattr(ours, "CudaDevice", Device)
+    monkeypatch.setattr(cuda_device, "CudaDevice", Device)
     return ours.TensorRtRuntime(cache_folder=tmp_path)
 
 
@@ -356,14 +358,27 @@ def test_profile__is_of_a_context_of_its_own(engine: Any) -> None:
     assert engine._context.profiler is None
 
 
-def test_save__a_loaded_engine_is_the_saved_one(
-    fake_runtime: Any, engine: Any, tmp_path: Path
+def test_load__is_good_for_any_settings_of_the_release(
+    ours: ModuleType, fake_runtime: Any, engine: Any, tmp_path: Path
+) -> None:
+    engine.save(tmp_path / "a.plan")
+    assert (tmp_path / "a.plan").read_bytes() == engine._engine.serialize()
+    plain = ours.TensorRtRuntime(cache_folder=tmp_path, cuda_graph=False)
+    assert plain.version() != fake_runtime.version()
+    said = plain.load(tmp_path / "a.plan").describe()
+    assert said == engine.describe() | {"cuda graph": "no, not asked for"}
+
+
+def test_load__asks_for_the_share_of_int8_that_was_built(
+    fake_runtime: Any, graph: bytes, tmp_path: Path
 ) -> None:
     images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
-    engine.save(tmp_path / "a.plan")
-    loaded = fake_runtime.load(tmp_path / "a.plan")
-    assert loaded.describe() == engine.describe()
-    assert np.array_equal(loaded.infer(images)["scores"], engine.infer(images)["scores"])
+    fake_runtime.build(quantize(graph, images), "int8").save(tmp_path / "a.plan")
+    types = ["Int8", *9 * ["Half"]]
+    layers = [{"LayerType": "gemm", "Inputs": [{"DataType": one}]} for one in types]
+    fake.script.inspector = json.dumps({"Layers": layers})
+    with pytest.raises(EngineError, match=r"for int8.* 9 fp16, 1 int8 of 10 layers"):
+        fake_runtime.load(tmp_path / "a.plan")
 
 
 def test_load__a_plan_of_another_release_is_an_error(
@@ -371,7 +386,7 @@ def test_load__a_plan_of_another_release_is_an_error(
 ) -> None:
     engine.save(tmp_path / "a.plan")
     monkeypatch.setattr(fake, "__version__", "11.4.0.106")
-    with pytest.raises(EngineError, match=r"for version 10\.16\.1\.11, this is 11\.4\.0\.106"):
+    with pytest.raises(EngineError, match=r"version .*'10\.16\.1\.11', here is '11\.4\.0\.106'"):
         fake_runtime.load(tmp_path / "a.plan")
 
 

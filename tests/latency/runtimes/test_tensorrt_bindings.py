@@ -54,8 +54,8 @@ RECEIVERS = {
 }
 # Text and Python objects; what they are called with has nothing to do with TensorRT.
 OTHERS = {
-    "tensorrt": "self self._device self._log self._buffers super torch Plan TensorRtRuntime buffer "
-    "buffers device log plan profiler settings str error",
+    "tensorrt": "self self._device self._log self._buffers super torch TensorRtRuntime buffer "
+    "buffers cuda_device device facts log profiler saved settings str error",
     "tensorrt_builder": "self cache_file log notes settings str error.desc()",
     "tensorrt_library": "self self._messages self._times importlib re error msg",
 }
@@ -181,7 +181,6 @@ from nas.latency.runtimes import tensorrt, tensorrt_builder
 from nas.latency.runtimes.conformance import RuntimeConformance
 from nas.latency.runtimes.tensorrt_cache import CacheKey, TimingCacheFile
 from nas.latency.runtimes.tensorrt_library import Log, Profiler, trt
-from nas.latency.runtimes.tensorrt_plan import Plan
 
 log, profiler = Log(), Profiler()
 log.log(trt.ILogger.Severity.INFO, "unheard")
@@ -194,7 +193,7 @@ key = CacheKey(device="", capability="", tensorrt="", cuda="")
 file = TimingCacheFile(Path("/nowhere"), key)
 for start in (
     lambda: tensorrt_builder.build_plan(b"", tensorrt_builder.BuildSettings(), file, log),
-    lambda: tensorrt._deserialized(Plan(b"", (), {}), log),
+    lambda: tensorrt._deserialized(b"", {}, log),
 ):
     try:
         start()

@@ -33,6 +33,11 @@ class CudaDevice:
         self.cuda = str(torch.version.cuda)
 
     @property
+    def text(self) -> str:
+        """The kind of GPU, as far as an engine depends on it."""
+        return f"{self.name} (compute capability {self.capability})"
+
+    @property
     def stream(self) -> int:
         """The handle of the stream, as TensorRT takes it."""
         return int(self._stream.cuda_stream)
@@ -64,11 +69,11 @@ class CudaDevice:
 def _require_cuda() -> None:
     if torch.version.cuda is None:
         raise EngineError(
-            f"TensorRT needs a torch with CUDA, this is {torch.__version__}.",
+            f"An engine on a GPU needs a torch with CUDA, this is {torch.__version__}.",
             "Install torch for CUDA: https://pytorch.org/get-started/locally.",
         )
     if not torch.cuda.is_available():
         raise EngineError(
-            "TensorRT needs an NVIDIA GPU, and torch finds none in this machine.",
+            "An engine on a GPU needs one of NVIDIA, and torch finds none in this machine.",
             "Check nvidia-smi and CUDA_VISIBLE_DEVICES, or choose the runtime openvino.",
         )
