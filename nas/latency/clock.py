@@ -4,11 +4,13 @@
 10 % and more with what its neighbours do to the caches. A fixed network, run in turns with the
 candidate, moves with it. So blocks of runs alternate C R C R ..., and
 
-    latency = low percentile of C / low percentile of R x R_0
+    latency = estimate of C / estimate of R x R_0
 
 over the samples of all blocks, where `R_0` is the reference's own time, calibrated once per
-environment. Neighbours only ever add time, so a low percentile finds what the network costs by
-itself: between processes on a busy machine it varied half as much as medians of block ratios.
+environment. Hot, the estimate is a low percentile: neighbours only ever add time, so it finds what
+the network costs by itself; between processes on a busy machine it varied half as much as medians
+of block ratios. Buffered, it is the median: what leaves the caches during a pause is part of the
+answer. `nas.latency.timing` says what the protocols are.
 
 **The interval** is a bootstrap over blocks, not over runs, because the runs of a block share one
 state of the machine. It is narrow if most blocks saw the undisturbed network, and wide if only one
@@ -19,9 +21,13 @@ did. It knows this process only: another process has other memory, and differs b
 scheduler gave to somebody else. It counts *all* threads of this process, so nothing else may run
 in the process during a measurement; blocks in which more than one thread was busy are rejected.
 Engines with several threads are timed by the wall clock, which is only trustworthy on an idle
-machine: `Timing.other_load` says how idle it was.
+machine: `Timing.other_load` says how idle it was, and `Timing.disturbed` that it was not.
 
-**Hot protocol**: runs follow each other without a pause, on one input, after a warm-up.
+**Blocks that do not count**: the process was not alone in itself; a clock went backwards or leapt
+(a suspended machine); the device was throttled. If the last happens in more than 30 % of them, the
+device rests between blocks, twice as long the second time; after that the figure is that of a
+throttled device, and says so. Buffered blocks have a pause of their own, which is in the name of
+the protocol and stays as it is.
 
 Everything that reads a clock lives here, so that no other room can measure time in its own way.
 `Elapsed` serves progress displays.
@@ -32,90 +38,61 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from nas.errors import InputError, MeasurementError
+from nas.latency.blocks import (
+    Interval,
+    Samples,
+    Turn,
+    counting,
+    interval,
+    reasons,
+    throttles,
+    too_few,
+)
+from nas.latency.throttling import Sight, Watch
+from nas.latency.timing import (
+    Calibration,
+    ClockName,
+    ClockSettings,
+    ProtocolName,
+    Timing,
+    protocol_name,
+)
 
 __all__ = [
-    "PROTOCOL",
     "Calibration",
     "Clock",
     "ClockName",
     "ClockSettings",
     "Elapsed",
+    "ProtocolName",
     "Timers",
     "Timing",
 ]
-
-PROTOCOL = "hot"
-"""Name of the protocol, part of every cache key: a change that moves the numbers renames it."""
-
-ClockName = Literal["process CPU time", "wall"]
-
-_Samples = npt.NDArray[np.float64]
 
 # Reading the clock may cost at most this share of a sample; shorter runs are timed in batches.
 _LARGEST_OVERHEAD = 0.01
 # Above this many busy CPUs, a block of a one-thread engine was not alone in its process.
 _ALONE_CPUS = 1.1
+# Above this many CPUs that others keep busy, the wall clock of a processor is not to be trusted.
+_QUIET_CPUS = 0.1
 # More samples per block say little more, and cost time in the bootstrap.
 _MOST_SAMPLES = 10
-_RESAMPLES = 400
 # A coarse clock stands still for many readings before it steps.
 _STEPS, _MOST_READINGS = 50, 200_000
+# A warm-up that takes so many runs has a clock that stands still.
+_MOST_WARMUPS = 5_000_000
+# A device that throttles rests so long before each hot block, in one try after the other.
+_RESTS_MS = (0.0, 100.0, 200.0)
 _PROC_STAT = Path("/proc/stat")
 _NS_PER_MS = 1e6
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One measured latency.
-
-    Args:
-        ms: the latency, `ratio` x the calibrated reference.
-        low_ms: lower end of the 95 % bootstrap interval over blocks.
-        high_ms: upper end.
-        ratio: candidate / reference, each the low percentile of its samples.
-        blocks: pairs of blocks that count.
-        rejected: pairs of blocks that were thrown away because the process was not alone in itself.
-        runs: runs of the candidate in the blocks that count.
-        protocol: `PROTOCOL`.
-        clock: which clock timed it.
-        converged: whether the interval is as narrow as was wanted.
-        other_load: CPUs that other processes kept busy meanwhile; None where Linux does not tell.
-    """
-
-    ms: float
-    low_ms: float
-    high_ms: float
-    ratio: float
-    blocks: int
-    rejected: int
-    runs: int
-    protocol: str
-    clock: ClockName
-    converged: bool
-    other_load: float | None
-
-    @property
-    def half_width(self) -> float:
-        """Half the interval, relative to the latency."""
-        return (self.high_ms - self.low_ms) / 2 / self.ms
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The reference's own time per run, in ms, with its 95 % bootstrap interval over blocks."""
-
-    ms: float
-    low_ms: float
-    high_ms: float
 
 
 class Elapsed:
@@ -154,11 +131,13 @@ class Timers:
         cpu_ns: CPU nanoseconds of this process, all threads.
         wall_ns: monotonic wall nanoseconds.
         busy_s: busy CPU seconds of the whole machine since boot, or None if unknown.
+        sleep: lets so many seconds pass.
     """
 
     cpu_ns: Callable[[], int] = time.process_time_ns
     wall_ns: Callable[[], int] = time.perf_counter_ns
     busy_s: Callable[[], float | None] = _machine_busy_s
+    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True)
@@ -172,54 +151,14 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Series:
-    """Blocks until they agreed: the interval of their values, and how many counted."""
+    """Blocks until they agreed: the interval of their values, and what became of them."""
 
-    interval: tuple[float, float, float]
+    interval: Interval
+    samples: Samples  # of the first plan, in the blocks that count
     kept: int
-    rejected: int
+    rejected_by: dict[str, int]
     converged: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClockSettings:
-    """How long a measurement may take, and how narrow its interval shall be.
-
-    The defaults cost a network of 1 ms about 0.2 CPU seconds.
-
-    Args:
-        half_width: wanted half-width of the 95 % interval, relative to the latency.
-        min_blocks: pairs of blocks before the interval is looked at.
-        max_blocks: pairs of blocks at most, rejected ones included.
-        block_ms: how long a block runs ...
-        min_samples: ... and how many samples it has at least.
-        percentile: which percentile of all samples is the estimate.
-        warmup_ms: how long each callable runs before the first block.
-
-    Raises:
-        InputError: a value that cannot work.
-    """
-
-    half_width: float = 0.02
-    min_blocks: int = 8
-    max_blocks: int = 24
-    block_ms: float = 10.0
-    min_samples: int = 5
-    percentile: float = 2.0
-    warmup_ms: float = 20.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.half_width < 1:
-            raise InputError(f"half_width must lie between 0 and 1, got {self.half_width:g}.")
-        if not 3 <= self.min_blocks <= self.max_blocks:
-            raise InputError(
-                "Blocks must keep 3 <= min_blocks <= max_blocks, "
-                f"got {self.min_blocks} and {self.max_blocks}."
-            )
-        if self.min_samples < 1 or not 0 <= self.percentile <= 100:
-            raise InputError(
-                "A block needs at least 1 sample and a percentile in 0..100, "
-                f"got {self.min_samples} and {self.percentile:g}."
-            )
+    throttled: bool
 
 
 class Clock:
@@ -228,9 +167,14 @@ class Clock:
     Args:
         threads: threads of the engines; 1 is timed by process CPU time, more by the wall clock.
         on_cpu: whether they compute in this process; another device is timed by the wall clock.
+        protocol: how runs follow each other: `hot` or `buffered`.
         settings: how long and how narrow.
         seed: of the bootstrap.
         timers: the sources of time.
+        watch: looks at the device around each block; None if nothing can.
+
+    Raises:
+        UnknownNameError: there is no such protocol.
     """
 
     def __init__(
@@ -238,15 +182,21 @@ class Clock:
         *,
         threads: int = 1,
         on_cpu: bool = True,
+        protocol: ProtocolName = "hot",
         settings: ClockSettings | None = None,
         seed: int = 0,
         timers: Timers | None = None,
+        watch: Watch | None = None,
     ) -> None:
         alone = on_cpu and threads == 1
         self.name: ClockName = "process CPU time" if alone else "wall"
         self.settings = settings or ClockSettings()
+        self.protocol = protocol_name(protocol, self.settings)
+        self._buffered = protocol == "buffered"
+        self._shared = on_cpu and not alone
         self._seed = seed
         self._timers = timers or Timers()
+        self._watch = watch
         self._now = self._timers.cpu_ns if alone else self._timers.wall_ns
         self._read_ns = _reading_cost_ns(self._now)
 
@@ -257,9 +207,11 @@ class Clock:
             reference: runs the reference once, and returns when its result is there.
 
         Raises:
-            MeasurementError: other threads of this process kept disturbing.
+            MeasurementError: other threads of this process kept disturbing, the clock does not
+                work, or the device is gone.
         """
-        series = self._collect([self._plan(reference)], self.settings.max_blocks)
+        _, most = self._bounds()
+        series = self._collect([self._plan(reference)], most)
         return Calibration(*(value / _NS_PER_MS for value in series.interval))
 
     def measure(
@@ -280,109 +232,181 @@ class Clock:
         Raises:
             InputError: `reference_ms` is not a positive number.
             MeasurementError: other threads of this process kept disturbing, or the engine used
-                more than the one thread that it was built for.
+                more than the one thread that it was built for; the clock does not work; the device
+                is gone.
         """
         if not (math.isfinite(reference_ms) and reference_ms > 0):
             raise InputError(f"reference_ms must be a positive number, got {reference_ms:g}.")
         load = _OtherLoad(self._timers)
         plans = [self._plan(candidate), self._plan(reference)]
-        series = self._collect(plans, self.settings.min_blocks)
+        series = self._collect(plans, self._bounds()[0])
+        return self._timing(series, plans[0], reference_ms, load.cpus())
+
+    def _timing(
+        self, series: _Series, plan: _Plan, reference_ms: float, load: float | None
+    ) -> Timing:
+        """Bring a series of the candidate and the reference to the reference's scale."""
         ratio, low, high = series.interval
+        # ns of this measurement -> ms on the scale of the calibrated reference
+        scale = ratio * reference_ms / self._estimate(series.samples)
+        p50, p90, p99 = (float(one) * scale for one in np.percentile(series.samples, [50, 90, 99]))
         return Timing(
             ms=ratio * reference_ms,
             low_ms=low * reference_ms,
             high_ms=high * reference_ms,
             ratio=ratio,
             blocks=series.kept,
-            rejected=series.rejected,
-            runs=series.kept * plans[0].samples * plans[0].runs,
-            protocol=PROTOCOL,
+            rejected=sum(series.rejected_by.values()),
+            runs=series.kept * plan.samples * plan.runs,
+            protocol=self.protocol,
             clock=self.name,
             converged=series.converged,
-            other_load=load.cpus(),
+            other_load=load,
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            rejected_by=series.rejected_by,
+            throttled=series.throttled,
+            disturbed=self._shared and load is not None and load > _QUIET_CPUS,
+            watch="nothing" if self._watch is None else self._watch.name,
         )
 
-    def _collect(self, plans: list[_Plan], min_blocks: int) -> _Series:
-        """Run the plans in turns until the interval is narrow, or the blocks are too many."""
-        settings = self.settings
-        blocks: list[list[_Samples]] = []  # per plan, the samples of the blocks that count
-        cpus: list[float] = []
-        interval = (math.nan, -math.inf, math.inf)
-        converged = False
-        while len(cpus) < settings.max_blocks and not converged:
-            turn, used = self._turn(plans)
-            cpus.append(used)
-            if self.name == "wall" or used <= _ALONE_CPUS:
-                blocks.append(turn)
-            if len(blocks) >= min_blocks:
-                interval = self._interval(blocks)
-                converged = _half_width(interval) <= settings.half_width
-        if len(blocks) < settings.min_blocks:
-            raise MeasurementError(
-                f"A one-thread engine must be alone in its process: it was in {len(blocks)} of "
-                f"{len(cpus)} blocks, and the median block kept {np.median(cpus):.1f} CPUs busy.",
-                "Stop the other threads of this process, or build the engine with more threads.",
-            )
-        if not converged:
-            interval = self._interval(blocks)
-        return _Series(interval, len(blocks), len(cpus) - len(blocks), converged)
+    def _bounds(self) -> tuple[int, int]:
+        """Pairs of blocks at least and at most."""
+        one = self.settings
+        return (
+            (one.min_pauses, one.max_pauses) if self._buffered else (one.min_blocks, one.max_blocks)
+        )
+
+    def _collect(self, plans: list[_Plan], enough: int) -> _Series:
+        """Run the plans in turns until they agree; let a device that throttles rest, and retry."""
+        rests = (0.0,) if self._buffered else _RESTS_MS
+        for rest_ms in rests:
+            turns = self._turns(plans, enough, rest_ms, hasty=rest_ms != rests[-1])
+            if not throttles(turns):
+                break
+        return self._series(turns, enough)
+
+    def _turns(self, plans: list[_Plan], enough: int, rest_ms: float, *, hasty: bool) -> list[Turn]:
+        """Run the plans in turns until the interval is narrow or the blocks are too many.
+
+        Args:
+            plans: what to run.
+            enough: blocks before the interval is looked at.
+            rest_ms: how long the device rests before each turn.
+            hasty: end as soon as it is known to throttle.
+        """
+        least, most = self._bounds()
+        turns: list[Turn] = []
+        while len(turns) < most:
+            if rest_ms:
+                self._timers.sleep(rest_ms / 1000)
+                for plan in plans:
+                    self._warm_up(plan.run)
+            turns.append(self._turn(plans))
+            if hasty and len(turns) >= least and throttles(turns):
+                break
+            kept = counting(turns)
+            if len(kept) >= enough and self._is_narrow(self._interval(kept)):
+                break
+        return turns
+
+    def _series(self, turns: list[Turn], enough: int) -> _Series:
+        """Judge the turns that count.
+
+        Raises:
+            MeasurementError: they are too few.
+        """
+        least, _ = self._bounds()
+        throttled = throttles(turns)
+        kept = counting(turns)
+        if throttled and len(kept) < least:  # then the throttled device is all there is
+            kept = counting(turns, though_throttled=True)
+        if len(kept) < least:
+            raise too_few(turns)
+        found = self._interval(kept)
+        return _Series(
+            found,
+            np.concatenate([turn.samples[0] for turn in kept]),
+            len(kept),
+            dict(Counter(reason for reason in reasons(turns) if reason)),
+            len(kept) >= enough and self._is_narrow(found),
+            throttled,
+        )
+
+    def _interval(self, turns: list[Turn]) -> Interval:
+        return interval(turns, self._percentile, self._seed)
+
+    def _is_narrow(self, found: Interval) -> bool:
+        value, low, high = found
+        return (high - low) / 2 / value <= self.settings.half_width
 
     def _plan(self, run: Callable[[], object]) -> _Plan:
         """Warm up, and divide a block into samples that are long enough for the clock."""
         run()  # the first run allocates: it warms up, and says nothing about the next ones
-        start, count, elapsed = self._now(), 0, 0
-        warmup_ns = max(self.settings.warmup_ms * _NS_PER_MS, 10 * self._read_ns)
-        while elapsed < warmup_ns:
-            run()
-            count += 1
-            elapsed = self._now() - start
-        run_ns = elapsed / count
+        run_ns = self._warm_up(run)
+        if self._buffered:
+            return _Plan(run, 1, 1)
         block_ns = self.settings.block_ms * _NS_PER_MS
         shortest_ns = max(block_ns / _MOST_SAMPLES, self._read_ns / _LARGEST_OVERHEAD)
         runs = max(1, round(shortest_ns / run_ns))
         samples = round(block_ns / (runs * run_ns))
         return _Plan(run, min(max(samples, self.settings.min_samples), _MOST_SAMPLES), runs)
 
-    def _turn(self, plans: list[_Plan]) -> tuple[list[_Samples], float]:
-        """One block of each plan; their samples, and how many CPUs the process used at most."""
-        turn, most = [], 0.0
-        for plan in plans:
-            cpu, wall = self._timers.cpu_ns(), self._timers.wall_ns()
-            turn.append(self._block(plan))
-            cpu, wall = self._timers.cpu_ns() - cpu, self._timers.wall_ns() - wall
-            most = max(most, cpu / max(wall, 1))
-        return turn, most
+    def _warm_up(self, run: Callable[[], object]) -> float:
+        """Run for a while; ns per run, roughly, even if the clock leaps or goes backwards once.
 
-    def _block(self, plan: _Plan) -> _Samples:
-        """Time the plan's samples back to back; (samples,) ns per run."""
+        Raises:
+            MeasurementError: the clock stands still.
+        """
+        enough_ns = max(self.settings.warmup_ms * _NS_PER_MS, 10 * self._read_ns, 1)
+        last, count, elapsed, longest = self._now(), 0, 0, 0
+        while elapsed < enough_ns:
+            run()
+            now = self._now()
+            step, last = max(now - last, 0), now
+            elapsed, longest, count = elapsed + step, max(longest, step), count + 1
+            if count == _MOST_WARMUPS:
+                raise MeasurementError(
+                    f"The clock ({self.name}) stands still: {count} runs took {elapsed} ns.",
+                    "Look at the clock source of this machine (dmesg, clocksource).",
+                )
+        rest = elapsed - longest
+        return rest / (count - 1) if rest else elapsed / count
+
+    def _turn(self, plans: list[_Plan]) -> Turn:
+        """One block of each plan."""
+        if self._watch is not None:
+            self._watch.begin()
+        blocks = [self._block(plan) for plan in plans]
+        sight = Sight() if self._watch is None else self._watch.end()
+        cpus = max(used for _, used in blocks)
+        crowded = self.name != "wall" and cpus > _ALONE_CPUS
+        return Turn([block for block, _ in blocks], cpus, crowded, sight)
+
+    def _block(self, plan: _Plan) -> tuple[Samples, float]:
+        """Time the plan's samples; (samples,) ns per run, and how many CPUs the process used."""
+        if self._buffered:
+            self._timers.sleep(self.settings.pause_ms / 1000)
         now, run, runs = self._now, plan.run, plan.runs
         durations = np.empty(plan.samples)
+        cpu, wall = self._timers.cpu_ns(), self._timers.wall_ns()
         for index in range(plan.samples):
             start = now()
             for _ in range(runs):
                 run()
             durations[index] = now() - start
-        samples: _Samples = np.maximum(durations - self._read_ns, 1.0) / runs
-        return samples
+        cpu, wall = self._timers.cpu_ns() - cpu, self._timers.wall_ns() - wall
+        # Less than the cost of a reading is a short run; less than nothing is a broken clock.
+        exact = np.where(durations < 0, durations, np.maximum(durations - self._read_ns, 1.0))
+        return exact / runs, cpu / max(wall, 1)
 
-    def _interval(self, blocks: list[list[_Samples]]) -> tuple[float, float, float]:
-        """Estimate over all blocks, and its 95 % percentile-bootstrap interval over blocks.
+    def _estimate(self, samples: Samples) -> float:
+        return float(np.percentile(samples, self._percentile))
 
-        The estimate is a low percentile of the first plan's samples, divided by that of the second
-        one's if there are two.
-        """
-        draws = np.random.default_rng(self._seed).integers(
-            len(blocks), size=(_RESAMPLES, len(blocks))
-        )
-        draws = np.concatenate([np.arange(len(blocks))[None], draws])  # row 0: as it happened
-        lows = []
-        for samples in zip(*blocks, strict=True):
-            drawn = np.stack(samples)[draws].reshape(len(draws), -1)
-            lows.append(np.percentile(drawn, self.settings.percentile, axis=1))
-        estimates = lows[0] / lows[1] if len(lows) > 1 else lows[0]
-        middle = float(estimates[0])
-        low, high = np.percentile(estimates[1:], [2.5, 97.5])
-        return middle, min(float(low), middle), max(float(high), middle)
+    @property
+    def _percentile(self) -> float:
+        return 50.0 if self._buffered else self.settings.percentile
 
 
 class _OtherLoad:
@@ -415,8 +439,3 @@ def _reading_cost_ns(now: Callable[[], int]) -> float:
         if len(steps) == _STEPS:
             break
     return statistics.median(steps) if steps else 0.0
-
-
-def _half_width(interval: tuple[float, float, float]) -> float:
-    value, low, high = interval
-    return (high - low) / 2 / value

@@ -28,10 +28,11 @@ class Environment:
         runtime_version: its version.
         precision: what the engine computes in, such as `"bf16"`.
         threads: threads that the engine may use.
-        protocol: how runs follow each other, such as `"hot"`; see `nas.latency.clock`.
+        protocol: how runs follow each other, and what is timed around the network, such as `"hot"`,
+            `"buffered 200 ms"` or `"hot, end to end from 480x640"`; see `nas.latency.timing`.
         clock: `"process CPU time"` or `"wall"`.
         reference: digest of the network that the candidate is interleaved with.
-        batch: images per run; always 1 today.
+        batch: images per run of the candidate; the reference network always takes one.
     """
 
     device: str

@@ -9,25 +9,30 @@ The reference's own time `R_0` is calibrated once per environment and kept in th
 numbers of different days are on one scale. Each meter measures it again before its first answer;
 `drift` tells how far it moved. That is a statement about the machine today, and no reason to
 rescale: the ratio to the reference already took it out.
+
+While it measures, it holds the lock of the device: see `nas.latency.device_lock`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from nas.errors import UnknownNameError
-from nas.latency.clock import PROTOCOL, Clock, ClockSettings, Timing
+from nas.errors import InputError, MeasurementError, UnknownNameError
+from nas.latency.clock import Clock
+from nas.latency.device_lock import DeviceLock
 from nas.latency.environment import Environment
 from nas.latency.hardware import Hardware
 from nas.latency.latency import Latency
-from nas.latency.measurer import Measurer, Measures
+from nas.latency.measurer import Around, Measurer, Measures, protocol_around
 from nas.latency.reference import reference_digest
 from nas.latency.runtimes.base import Runtime
 from nas.latency.store import MeasurementStore, MemoryStore
+from nas.latency.timing import ClockSettings, ProtocolName, Timing
 from nas.latency.worker import Limits, Worker
 
 __all__ = ["LatencyMeter"]
@@ -39,6 +44,42 @@ class _Scale:
 
     ms: float
     drift: float
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a meter measures: what its measurer and its environments have in common."""
+
+    threads: int
+    settings: ClockSettings | None
+    seed: int
+    protocol: ProtocolName
+    batch: int
+    uuid: str | None
+
+    def measurer(self, runtime: Runtime, *, isolated: bool, limits: Limits | None) -> Measures:
+        how = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Worker(runtime, **how, limits=limits) if isolated else Measurer(runtime, **how)
+
+    def environment(
+        self, runtime: Runtime, precision: str, device: str, protocol: str
+    ) -> Environment:
+        return Environment(
+            device=device,
+            runtime=runtime.name,
+            runtime_version=runtime.version(),
+            precision=precision,
+            threads=self.threads,
+            protocol=protocol,
+            clock=Clock(threads=self.threads, on_cpu=runtime.on_cpu).name,
+            reference=reference_digest(),
+            batch=self.batch,
+        )
+
+
+def _trust(timing: Timing) -> tuple[bool, bool, float]:
+    """Sorts the most trustworthy timing first."""
+    return timing.disturbed, not timing.converged, timing.half_width
 
 
 class LatencyMeter:
@@ -58,13 +99,21 @@ class LatencyMeter:
         isolated: build and measure in a child process, so that an engine which crashes, hangs or
             runs out of memory is an `EngineError`; see `nas.latency.worker`.
         limits: what one candidate may take there; the usual ones for the runtime if None.
+        protocol: how runs follow each other, `hot` or `buffered`; see `nas.latency.timing`.
+        batch: images per run; graphs must take as many.
+        around: what is timed with the network; nothing if None.
+        strict: refuse figures of the wall clock on a processor that others use, too. Otherwise they
+            are marked, and warned about.
+        on_wait: hears that another process measures on the device; a warning if None.
 
     Raises:
-        UnknownNameError: the runtime does not have one of the precisions.
-        InputError: it is to be isolated, and another process cannot load the runtime.
+        UnknownNameError: the runtime does not have one of the precisions, or there is no such
+            protocol.
+        InputError: it is to be isolated, and another process cannot load the runtime; or the batch
+            is not positive.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each of them makes the figures others
         self,
         hardware: Hardware,
         runtime: Runtime,
@@ -76,7 +125,14 @@ class LatencyMeter:
         seed: int = 0,
         isolated: bool = False,
         limits: Limits | None = None,
+        protocol: ProtocolName = "hot",
+        batch: int = 1,
+        around: Around | None = None,
+        strict: bool = False,
+        on_wait: Callable[[str], None] | None = None,
     ) -> None:
+        if batch < 1:
+            raise InputError(f"A run takes at least 1 image, got {batch}.")
         self.hardware = hardware
         self.runtime = runtime
         self.precisions = tuple(runtime.precisions if precisions is None else precisions)
@@ -85,13 +141,16 @@ class LatencyMeter:
                 kind = f"precision of {runtime.name}"
                 raise UnknownNameError.of(kind, precision, runtime.precisions)
         self._store = MemoryStore() if store is None else store
-        self._threads = threads
-        self._measurer: Measures = (
-            Worker(runtime, threads=threads, settings=settings, seed=seed, limits=limits)
-            if isolated
-            else Measurer(runtime, threads=threads, settings=settings, seed=seed)
-        )
-        self._environments = {one: self._environment(one) for one in self.precisions}
+        self._around = around
+        self._strict = strict
+        device = hardware.require_attached()
+        self._lock = DeviceLock(device.uuid or device.text, on_wait=on_wait)
+        how = _How(threads, settings, seed, protocol, batch, device.uuid)
+        self._measurer: Measures = how.measurer(runtime, isolated=isolated, limits=limits)
+        name = protocol_around(protocol, settings, around)
+        self._environments = {
+            one: how.environment(runtime, one, device.text, name) for one in self.precisions
+        }
         self._scales: dict[str, _Scale] = {}
 
     @property
@@ -122,8 +181,9 @@ class LatencyMeter:
             EngineError: this machine cannot run one of the precisions.
             MeasurementError: other threads of this process kept disturbing.
         """
-        for precision in self.precisions:
-            self._scale(precision)
+        with self._lock.held():
+            for precision in self.precisions:
+                self._scale(precision)
         return self.drift
 
     def find(self, precision: str, key: str) -> Latency | None:
@@ -143,15 +203,18 @@ class LatencyMeter:
         """Return the latency of a graph, from the store if it is known there.
 
         Args:
-            onnx: graph in fp32 with one static input (1, 3, H, W); its weights do not matter. For
-                int8 it gets placeholder scales, unless it has scales of its own.
+            onnx: graph in fp32 with one static input (batch, 3, H, W); its weights do not matter.
+                For int8 it gets placeholder scales, unless it has scales of its own.
             precision: one of `precisions`.
             key: the candidate, such as the digest of its architecture.
 
         Raises:
             UnknownNameError: the meter was not made for the precision.
+            InputError: the graph has another batch size.
             EngineError: no engine can be built.
-            MeasurementError: other threads of this process kept disturbing.
+            MeasurementError: other threads of this process kept disturbing, the clock does not
+                work, the device is gone or another process keeps it; or others used the processor,
+                and this meter is strict.
         """
         if known := self.find(precision, key):
             return known
@@ -170,12 +233,14 @@ class LatencyMeter:
         Raises:
             As `measure`.
         """
-        first = self._time(onnx, precision)
-        if first.converged:
-            return first
-        # Another build has other memory: what disturbed the first one for a second may be gone.
-        second = self._time(onnx, precision)
-        return second if second.converged or second.half_width < first.half_width else first
+        with self._lock.held():
+            timing = self._time(onnx, precision)
+            if not timing.converged or timing.disturbed:
+                # Another build has other memory, and what disturbed the first one may be gone.
+                timing = min(timing, self._time(onnx, precision), key=_trust)
+        if timing.disturbed:
+            self._complain(timing)
+        return timing
 
     def close(self) -> None:
         """Free the reference engines. The meter can be used again, and calibrates again."""
@@ -194,19 +259,15 @@ class LatencyMeter:
         self.close()
 
     def _time(self, onnx: bytes, precision: str) -> Timing:
-        return self._measurer.measure(onnx, precision, self._scale(precision).ms)
+        scale_ms = self._scale(precision).ms
+        return self._measurer.measure(onnx, precision, scale_ms, self._around)
 
-    def _environment(self, precision: str) -> Environment:
-        return Environment(
-            device=self.hardware.device(),
-            runtime=self.runtime.name,
-            runtime_version=self.runtime.version(),
-            precision=precision,
-            threads=self._threads,
-            protocol=PROTOCOL,
-            clock=Clock(threads=self._threads, on_cpu=self.runtime.on_cpu).name,
-            reference=reference_digest(),
-        )
+    def _complain(self, timing: Timing) -> None:
+        said = f"Others kept {timing.other_load:.1f} CPUs busy while the wall clock ran."
+        remedy = "Measure on an idle machine, or with one thread, which is timed by CPU time."
+        if self._strict:
+            raise MeasurementError(said, remedy)
+        warnings.warn(f"{said} The latency is not to be trusted. {remedy}", stacklevel=3)
 
     def _key(self, precision: str, key: str) -> str:
         return f"{key}@{self.environment(precision).digest}"

@@ -33,15 +33,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nas import errors
 from nas.errors import EngineError, InputError, NasError
-from nas.latency.clock import Calibration, ClockSettings, Elapsed, Timing
-from nas.latency.measurer import Measurer, Stage
+from nas.latency.clock import Elapsed
+from nas.latency.measurer import Around, Measurer, Stage
 from nas.latency.runtimes.base import Runtime
+from nas.latency.timing import Calibration, ClockSettings, ProtocolName, Timing, protocol_name
 
 __all__ = ["Limits", "Worker"]
 
@@ -113,6 +115,9 @@ class _Setup:
     threads: int
     settings: ClockSettings | None
     seed: int
+    protocol: ProtocolName
+    batch: int
+    uuid: str | None
     memory_gib: float | None
 
 
@@ -124,10 +129,14 @@ class Worker:
         threads: threads per engine.
         settings: how long and how narrow a measurement is.
         seed: of the input images and of the bootstrap.
+        protocol: how runs follow each other.
+        batch: images per run of a candidate.
+        uuid: of the GPU that is watched for throttling, if the runtime computes on one.
         limits: what one candidate may take; the usual ones for the runtime if None.
 
     Raises:
         InputError: another process cannot load the runtime.
+        UnknownNameError: there is no such protocol.
     """
 
     def __init__(
@@ -137,11 +146,16 @@ class Worker:
         threads: int = 1,
         settings: ClockSettings | None = None,
         seed: int = 0,
+        protocol: ProtocolName = "hot",
+        batch: int = 1,
+        uuid: str | None = None,
         limits: Limits | None = None,
     ) -> None:
+        protocol_name(protocol, settings)
         self._limits = limits or Limits.usual(runtime)
         memory = self._limits.memory_gib
-        self._setup = _Setup(_pickled(runtime), threads, settings, seed, memory)
+        pickled = _pickled(runtime, f"The runtime {runtime.name!r}")
+        self._setup = _Setup(pickled, threads, settings, seed, protocol, batch, uuid, memory)
         self._child: _Child | None = None
 
     @property
@@ -158,21 +172,27 @@ class Worker:
         """
         return self._ask(Calibration, "calibrate", precision)
 
-    def measure(self, onnx: bytes, precision: str, reference_ms: float) -> Timing:
+    def measure(
+        self, onnx: bytes, precision: str, reference_ms: float, around: Around | None = None
+    ) -> Timing:
         """Build an engine and time it against the reference network.
 
         Args:
-            onnx: graph in fp32, or in int8 if that is the precision.
+            onnx: graph in fp32, or in int8 if that is the precision; input (batch, 3, H, W).
             precision: one of the runtime's.
             reference_ms: the reference's own time, which sets the scale.
+            around: what is timed with the network; it is pickled.
 
         Raises:
+            InputError: the graph has another batch size, or another process cannot load `around`.
             EngineError: an engine cannot be built, or the child died, did not finish in time or ran
                 out of memory.
             ExportError: the graph is broken.
-            MeasurementError: other threads of the child kept disturbing.
+            MeasurementError: other threads of the child kept disturbing, the clock does not work,
+                or the device is gone.
         """
-        return self._ask(Timing, "measure", onnx, precision, reference_ms)
+        wrapped = None if around is None else _pickled(around, f"What is timed ({around.name!r})")
+        return self._ask(Timing, "measure", onnx, precision, reference_ms, wrapped)
 
     def close(self) -> None:
         """End the child. The worker can be used again, and starts another one."""
@@ -354,16 +374,15 @@ class _Child:
         return True
 
 
-def _pickled(runtime: Runtime) -> bytes:
+def _pickled(value: object, name: str) -> bytes:
     remedy = (
         "Define its class at the top of a module that can be imported, or measure in this process "
         "with isolated=False."
     )
-    name = f"The runtime {runtime.name!r}"
-    if type(runtime).__module__ == "__main__":
+    if type(value).__module__ == "__main__":
         raise InputError(f"{name} is defined in a script: no other process can load it.", remedy)
     try:
-        return pickle.dumps(runtime)
+        return pickle.dumps(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(f"{name} cannot be sent to another process: {error}.", remedy) from error
 
@@ -393,10 +412,12 @@ def _serve(connection: Connection) -> None:
     tell(*answer)
     if measurer is None:
         return
+    calls: dict[str, Callable[..., Calibration | Timing]]
+    calls = {"calibrate": measurer.calibrate, "measure": partial(_measure, measurer)}
     try:
         while True:
             method, *arguments = connection.recv()
-            tell(*_answered(getattr(measurer, method), *arguments))
+            tell(*_answered(calls[method], *arguments))
     finally:
         measurer.close()
 
@@ -408,11 +429,25 @@ def _loaded(
     try:
         runtime: Runtime = pickle.loads(setup.runtime)
         measurer = Measurer(
-            runtime, threads=setup.threads, settings=setup.settings, seed=setup.seed, enter=enter
+            runtime,
+            threads=setup.threads,
+            settings=setup.settings,
+            seed=setup.seed,
+            protocol=setup.protocol,
+            batch=setup.batch,
+            uuid=setup.uuid,
+            enter=enter,
         )
     except BaseException as error:  # noqa: BLE001 - a broken install fails in a way of its own
         return None, _refusal(error)
     return measurer, ("answer", None)
+
+
+def _measure(
+    measurer: Measurer, onnx: bytes, precision: str, reference_ms: float, around: bytes | None
+) -> Timing:
+    wrapped: Around | None = None if around is None else pickle.loads(around)
+    return measurer.measure(onnx, precision, reference_ms, wrapped)
 
 
 def _answered(call: Callable[..., Calibration | Timing], *arguments: object) -> tuple[object, ...]:
