@@ -7,6 +7,7 @@ are read here first, and what is wrong with them is said once, in one way.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import onnx as onnx_package
@@ -17,6 +18,8 @@ from nas.errors import ExportError
 __all__ = [
     "GraphView",
     "attribute",
+    "blamed_nodes",
+    "check_graph",
     "half_weights",
     "image_shape",
     "image_size",
@@ -30,6 +33,7 @@ _QUANTIZED_OPERATORS = frozenset(
     {"ConvInteger", "DequantizeLinear", "QLinearConv", "QuantizeLinear"}
 )
 _HALF_TYPES = frozenset({onnx_package.TensorProto.FLOAT16, onnx_package.TensorProto.BFLOAT16})
+_MOST_BLAMED = 3
 _IMAGE_RANK, _CHANNELS = 4, 3
 
 
@@ -55,6 +59,36 @@ def parse_onnx(onnx: bytes) -> onnx_package.ModelProto:
             f"An ONNX model needs a graph, these {len(onnx)} bytes have none.", "Export it again."
         )
     return model
+
+
+def check_graph(onnx: bytes) -> None:
+    """Check that every node is one that ONNX knows, with the inputs and attributes that it takes.
+
+    Operators of other domains than ONNX's own are not looked at. Libraries need not survive a
+    broken node: OpenVINO 2026.4 crashes at a convolution without weights.
+
+    Raises:
+        ExportError: it is not; names the node and its operator.
+    """
+    try:
+        onnx_package.checker.check_model(onnx)
+    except onnx_package.checker.ValidationError as error:
+        raise ExportError(
+            f"The graph is not valid ONNX: {' '.join(str(error).split())}",
+            "Export the network again, or leave out the block that has this operator.",
+        ) from error
+
+
+def blamed_nodes(onnx: bytes, text: str) -> str:
+    """Name the nodes whose operators a library's message speaks of; empty if it does of none."""
+    nodes = parse_onnx(onnx).graph.node
+    kinds = {node.op_type for node in nodes}
+    spoken = {
+        one for one in kinds if re.search(rf"(?<![A-Za-z]){re.escape(one)}(?![A-Za-z])", text)
+    }
+    found = [f"{node.name!r} ({node.op_type})" for node in nodes if node.op_type in spoken]
+    more = f" and {len(found) - _MOST_BLAMED} more" if len(found) > _MOST_BLAMED else ""
+    return ", ".join(found[:_MOST_BLAMED]) + more
 
 
 def image_shape(model: onnx_package.ModelProto) -> tuple[int, int, int, int]:

@@ -31,10 +31,17 @@ from onnx import ModelProto
 
 from nas.errors import EngineError, ExportError, UnknownNameError
 from nas.latency.detection import cpu_name
-from nas.latency.onnx_graph import half_weights, image_shape, parse_onnx, quantized_operators
+from nas.latency.onnx_graph import (
+    blamed_nodes,
+    check_graph,
+    half_weights,
+    image_shape,
+    parse_onnx,
+    quantized_operators,
+)
 from nas.latency.runtimes.saved import Identity, SavedEngine
 
-__all__ = ["Engine", "Images", "Outputs", "Runtime"]
+__all__ = ["Engine", "Images", "Outputs", "Runtime", "refusal"]
 
 Images = npt.NDArray[np.float32]
 """Network input: float32 (N, 3, H, W), RGB in 0..1."""
@@ -289,6 +296,26 @@ class Runtime(ABC):
         """Load and verify; that it was built here is checked."""
 
 
+def refusal(
+    library: str, onnx: bytes, precision: str, reason: str, text: str | None = None
+) -> EngineError:
+    """Make the error of a library that does not build a graph.
+
+    Args:
+        library: as its users write it.
+        onnx: the graph.
+        precision: asked for.
+        reason: what the library says, in one line.
+        text: all that it says, if that is more: the nodes that it speaks of are named.
+    """
+    nodes = blamed_nodes(onnx, text or reason)
+    return EngineError(
+        f"{library} cannot build this graph in {precision}: {reason.rstrip('.')}."
+        + (f" Nodes with this operator: {nodes}." if nodes else ""),
+        "Choose another runtime, or leave out the block that has this operator.",
+    )
+
+
 @functools.cache
 def _processor() -> str:
     return cpu_name()
@@ -305,6 +332,7 @@ def _input_shape(onnx: bytes, precision: str) -> tuple[int, ...]:
     try:
         model = parse_onnx(onnx)
         shape = image_shape(model)
+        check_graph(onnx)
     except ExportError as error:
         raise EngineError(error.message, error.remedy) from error
     _check_types(model, precision)

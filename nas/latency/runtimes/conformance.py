@@ -27,11 +27,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from nas import plugins
 from nas.errors import EngineError, UnknownNameError
 from nas.latency.onnx_export import export_onnx
+from nas.latency.onnx_graph import parse_onnx
 from nas.latency.quantization import quantize
 from nas.latency.runtimes.base import Engine, Images, Runtime
 
@@ -143,6 +145,23 @@ class RuntimeConformance:
     def test_build__truncated_graph_is_an_error(self, runtime: Runtime, graph: bytes) -> None:
         with pytest.raises(EngineError):
             runtime.build(graph[: len(graph) // 2], runtime.precisions[0])
+
+    @pytest.mark.parametrize(("operator", "domain"), [("Fooify", ""), ("Foo", "org.example")])
+    def test_build__unknown_operator_is_named_with_its_node(
+        self, runtime: Runtime, operator: str, domain: str
+    ) -> None:
+        with pytest.raises(EngineError, match=f"/neck/odd.*{operator}"):
+            runtime.build(_graph_of(operator, domain), runtime.precisions[0])
+
+    def test_build__node_without_inputs_is_an_error(self, runtime: Runtime) -> None:
+        with pytest.raises(EngineError, match="/neck/odd"):
+            runtime.build(_graph_of("Conv", ""), runtime.precisions[0])
+
+    def test_build__dynamic_shape_is_named(self, runtime: Runtime, graph: bytes) -> None:
+        model = parse_onnx(graph)
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "rows"
+        with pytest.raises(EngineError, match=r"dimension 2 \('rows'\) is dynamic"):
+            runtime.build(model.SerializeToString(), runtime.precisions[0])
 
     def test_build__no_threads_is_an_error(self, runtime: Runtime, graph: bytes) -> None:
         with pytest.raises(EngineError, match="got 0"):
@@ -262,6 +281,22 @@ def _network() -> nn.Module:
 @functools.cache
 def _graph(batch: int = 1) -> bytes:
     return export_onnx(_network(), _SIDE, _SIDE, batch=batch)
+
+
+def _graph_of(operator: str, domain: str) -> bytes:
+    """Return a graph with one node that most libraries do not know what to do with."""
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, _SIDE, _SIDE])
+        for name in ("images", "out")
+    ]
+    nodes = [
+        helper.make_node("Relu", ["images"], ["positive"], "/neck/first"),
+        helper.make_node(operator, ["positive"], ["out"], "/neck/odd", domain=domain),
+    ]
+    opsets = [helper.make_opsetid(*one) for one in {"": 19, domain: 1 if domain else 19}.items()]
+    graph = helper.make_graph(nodes, "odd", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return bytes(model.SerializeToString())
 
 
 def _engines(runtime: Runtime, graph: bytes) -> list[Engine]:

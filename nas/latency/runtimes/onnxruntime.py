@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, shape_inference
 
 from nas.errors import EngineError
 from nas.latency.onnx_graph import parse_onnx
-from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime, refusal
 from nas.latency.runtimes.saved import SavedEngine
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeEngine"]
@@ -180,10 +180,7 @@ def _session(onnx: bytes, options: Any, precision: str) -> Any:
     try:
         return onnxruntime.InferenceSession(onnx, options, providers=[_PROVIDER])
     except Exception as error:
-        raise EngineError(
-            f"ONNX Runtime cannot build this graph in {precision}: {error}",
-            "Choose another runtime, or leave out the block that has this operator.",
-        ) from error
+        raise refusal("ONNX Runtime", onnx, precision, " ".join(str(error).split())) from error
 
 
 def _options(threads: int) -> Any:

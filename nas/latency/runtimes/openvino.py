@@ -20,7 +20,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nas.errors import EngineError
 from nas.latency.onnx_graph import GraphView, parse_onnx
-from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime, refusal
 from nas.latency.runtimes.saved import SavedEngine
 
 __all__ = ["OpenVinoEngine", "OpenVinoRuntime"]
@@ -120,10 +120,7 @@ class OpenVinoRuntime(Runtime):
             )
             return _verified(compiled, input_shape, precision, threads, quantized)
         except RuntimeError as error:
-            raise EngineError(
-                f"OpenVINO cannot build this graph in {precision}: {_reason(error)}",
-                "Choose another runtime, or leave out the block that has this operator.",
-            ) from error
+            raise refusal("OpenVINO", onnx, precision, _reason(error), str(error)) from error
 
     def _load(self, saved: SavedEngine) -> Engine:
         what = saved.identity
@@ -292,6 +289,7 @@ def _quantized_convolutions(view: GraphView) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of the library's message; the lines above are places in its source."""
+    """Return what the library's message says; other lines are places in its source, or advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    said = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+    return (said or lines or [type(error).__name__])[-1]

@@ -11,6 +11,7 @@ from enum import IntEnum
 from types import SimpleNamespace as Values
 
 import numpy as np
+import onnx
 import onnxruntime
 
 
@@ -65,10 +66,28 @@ class Builder:
         return network.onnx if script.builds else None
 
 
-def OnnxParser(network, logger):
-    errors = script.parser_errors
-    parse = lambda content: setattr(network, "onnx", content) or not errors  # noqa: E731
-    return Values(parse=parse, num_errors=len(errors), get_error=lambda index: errors[index])
+class OnnxParser:
+    def __init__(self, network, logger):
+        self.network, self.errors = network, [*script.parser_errors]
+
+    def parse(self, content):
+        self.network.onnx = content
+        nodes = enumerate(onnx.load_from_string(content).graph.node)
+        self.errors += [_parser_error(index, node) for index, node in nodes if node.domain]
+        return not self.errors
+
+    @property
+    def num_errors(self):
+        return len(self.errors)
+
+    def get_error(self, index):
+        return self.errors[index]
+
+
+def _parser_error(index, node):
+    said = {"node": index, "node_name": node.name, "node_operator": node.op_type}
+    said |= {"desc": "Plugin not found", "code": "ErrorCode.UNSUPPORTED_NODE"}
+    return Values(**{name: lambda value=value: value for name, value in said.items()})
 
 
 def Runtime(logger):
