@@ -1,0 +1,150 @@
+"""What accuracy a candidate may have: a Gaussian process on ranks.
+
+Accuracies of a search space have a long lower tail, which costs a process on raw values up to twice
+the queries; their ranks, mapped to a normal distribution, have none. The kernel is
+exp(-(distance / length)^power): with power 1 it is Matern's roughest (one changed choice may change
+accuracy at once); with power 2, on one-hot columns, it is the product over the choices.
+
+Written here instead of taken from a library: length scale, power and noise come from a grid, and
+one eigendecomposition for each kernel yields the likelihood of every noise, while scikit-learn's
+`GaussianProcessRegressor` factorises at every point of the grid.
+
+Dimension letters: n observations, N candidates, F features.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+__all__ = ["GaussianProcess", "Hyperparameters", "rank_gauss"]
+
+Array = NDArray[np.float64]
+
+_LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_POWERS = (1, 2)
+_NOISES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+_JITTER = 1e-9
+
+
+def rank_gauss(values: Array) -> Array:
+    """Replace values by the normal quantiles of their ranks: t = Phi^-1((rank - 1/2) / n).
+
+    Args:
+        values: (n,) larger is better; equal values get equal targets.
+
+    Returns:
+        (n,) mean about 0, standard deviation about 1.
+    """
+    return np.asarray(ndtri((rankdata(values) - 0.5) / len(values)), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of the kernel s^2 (exp(-(|x - x'| / length)^power) + noise [x = x'])."""
+
+    length: float
+    power: int
+    noise: float
+
+    @classmethod
+    def of(cls, features: Array, targets: Array) -> Hyperparameters:
+        """Maximise the marginal likelihood over a grid, the scale s profiled out.
+
+        With y = targets - mean: log p = -n/2 log(y' C^-1 y / n) - 1/2 log |C| + constant, where C
+        is the kernel without s^2 (Rasmussen and Williams, Gaussian Processes for Machine Learning,
+        2006, eq. 5.8 with the scale maximised in closed form).
+        """
+        distances = _distances(features, features)
+        centred = targets - targets.mean()
+        best, found = -np.inf, cls(1.0, 1, 1e-2)
+        for length, power in itertools.product(_LENGTHS, _POWERS):
+            values, vectors = eigh(np.exp(-((distances / length) ** power)), check_finite=False)
+            projected = (vectors.T @ centred) ** 2
+            for noise in _NOISES:
+                likelihood = _profiled(np.maximum(values, 0) + noise, projected)
+                if likelihood > best:
+                    best, found = likelihood, cls(length, power, noise)
+        return found
+
+
+def _profiled(eigenvalues: Array, projected: Array) -> float:
+    n = len(eigenvalues)
+    scale = max(float(np.sum(projected / eigenvalues)) / n, 1e-12)
+    return float(-0.5 * (n * np.log(scale) + np.sum(np.log(eigenvalues))))
+
+
+class GaussianProcess:
+    """Posterior of the noise-free target.
+
+    Args:
+        features: (n, F).
+        targets: (n,).
+        hyperparameters: None finds them.
+    """
+
+    def __init__(
+        self, features: Array, targets: Array, hyperparameters: Hyperparameters | None = None
+    ) -> None:
+        self.hyperparameters = hyperparameters or Hyperparameters.of(features, targets)
+        self._features, self._targets = features, targets
+        self._mean = float(targets.mean())
+        kernel = self.kernel(features, features)
+        kernel[np.diag_indices_from(kernel)] += self.hyperparameters.noise + _JITTER
+        self._factor = cho_factor(kernel, lower=True, check_finite=False)
+        self._weights = cho_solve(self._factor, targets - self._mean, check_finite=False)
+        scale = float((targets - self._mean) @ self._weights) / len(targets)
+        # Equal targets say nothing about the scale: ranks have 1.
+        self.scale = scale if scale > _JITTER else 1.0
+
+    def kernel(self, a: Array, b: Array) -> Array:
+        """Return the prior correlation of the noise-free targets, (len(a), len(b))."""
+        length, power = self.hyperparameters.length, self.hyperparameters.power
+        return np.asarray(np.exp(-((_distances(a, b) / length) ** power)), dtype=np.float64)
+
+    def mean(self, features: Array) -> Array:
+        """Return the posterior's mean, (N,)."""
+        return np.asarray(self._mean + self.kernel(features, self._features) @ self._weights)
+
+    def predict(self, features: Array) -> tuple[Array, Array]:
+        """Return the posterior's mean and standard deviation, (N,) each."""
+        cross = self.kernel(features, self._features)
+        whitened = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        variance = 1.0 - np.einsum("nN,nN->N", whitened, whitened)
+        return self._mean + cross @ self._weights, self._deviation(variance)
+
+    def bound(self, features: Array) -> tuple[Array, Array]:
+        """Return the mean and an upper bound of the standard deviation, at a tenth of the cost.
+
+        The bound is the deviation given the most correlated observation alone: further ones only
+        lower it.
+        """
+        cross = self.kernel(features, self._features)
+        variance = 1.0 - cross.max(axis=1) ** 2 / (1.0 + self.hyperparameters.noise)
+        return self._mean + cross @ self._weights, self._deviation(variance)
+
+    def believing(self, features: Array) -> GaussianProcess:
+        """Return the process that has seen (p, F) further points come out as it expects."""
+        return GaussianProcess(
+            np.concatenate([self._features, features]),
+            np.concatenate([self._targets, self.mean(features)]),
+            self.hyperparameters,
+        )
+
+    def _deviation(self, variance: Array) -> Array:
+        return np.asarray(np.sqrt(self.scale * np.maximum(variance, 1e-12)), dtype=np.float64)
+
+
+def _distances(a: Array, b: Array) -> Array:
+    """Euclidean, by one matrix product: several times faster than scipy's `cdist` when F is 30."""
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2.0 * (a @ b.T)
+    distances = np.sqrt(np.maximum(squared, 0.0))
+    # The product rounds: equal points must have distance 0, which a root makes 1e-8 of 1e-16.
+    distances[distances < 1e-6] = 0.0
+    return np.asarray(distances, dtype=np.float64)
