@@ -1,0 +1,281 @@
+"""The figures of all searches as one value, as a Markdown table and as pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from .catalog import NULL_MODELS, OPTUNA
+from .runs import Group, Sample
+from .scores import (
+    curves,
+    mean_reaches,
+    probability,
+    queries_until,
+    summary,
+    volumes,
+)
+from .tables import Values
+
+OURS = "autonac"
+_COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 300)
+_SHOWN = 60  # curves are stored at every count up to here, then at every fifth
+_COLOURS = {
+    OURS: "#1a7f37",
+    "random": "#9aa5b1",
+    "evolution": "#b35900",
+    "local_search": "#d4a72c",
+    "optuna_tpe": "#1f6feb",
+    "optuna_nsga2": "#8250df",
+    "optuna_gp": "#cf222e",
+    "slowest_first": "#57606a",
+    "most_macs_first": "#afb8c1",
+}
+_TITLES = {
+    OURS: "ours",
+    "local_search": "local search",
+    "optuna_tpe": "TPE",
+    "optuna_nsga2": "NSGA-II",
+    "optuna_gp": "GP",
+    "slowest_first": "slowest first",
+    "most_macs_first": "most MACs first",
+}
+
+
+def figures(groups: Iterable[Group], samples: Iterable[Sample]) -> dict[str, Any]:
+    """Return group -> what is known of it, and of each method."""
+    found: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda one: one.seed):
+        found[sample.group, sample.method].append(sample)
+    result = {}
+    for group in groups:
+        mine = {name: part for (owner, name), part in found.items() if owner == group.name}
+        result[group.name] = _group(group, mine)
+    return result
+
+
+def _group(group: Group, samples: dict[str, list[Sample]]) -> dict[str, Any]:
+    regrets = {name: curves(group, part) for name, part in samples.items()}
+    methods = {name: _method(group, part, regrets[name]) for name, part in samples.items()}
+    for name, found in methods.items():
+        if OURS in regrets and name != OURS and name not in NULL_MODELS:
+            found["p_against_ours"] = _against(regrets[OURS], regrets[name], measure(group))
+    first = group.tasks[0]
+    about = {
+        "measure": measure(group),
+        "tuned_on": first.tuned_on,
+        "networks": [task.pool.n_allowed for task in group.tasks],
+        "budgets_ms": [round(ms, 4) for task in group.tasks for ms in task.budgets_ms],
+        "optimum": [round(float(value), 4) for task in group.tasks for value in task.optima],
+        "noise": first.noise,
+    }
+    if first.front and OURS in regrets:
+        about["queries_to_the_regret_of_ours_at_60"] = _needed(regrets)
+    return {**about, "methods": methods}
+
+
+def measure(group: Group) -> str:
+    """Say what a group is judged by: `front`, `noise`, `budgets` or `best`."""
+    task = group.tasks[0]
+    if task.front:
+        return "front"
+    if task.noise:
+        return "noise"
+    return "budgets" if len(group.tasks) > 1 else "best"
+
+
+def _needed(regrets: dict[str, Values]) -> dict[str, int | None]:
+    target = float(regrets[OURS].mean(axis=0)[min(60, regrets[OURS].shape[1]) - 1])
+    return {name: mean_reaches(regret, target) for name, regret in regrets.items()}
+
+
+def _method(group: Group, samples: Sequence[Sample], regret: Values) -> dict[str, Any]:
+    counts = [n for n in _COUNTS if n <= regret.shape[1] and not np.isnan(regret[0, n - 1])]
+    shown = [n for n in range(1, regret.shape[1] + 1) if n <= _SHOWN or n % 5 == 0]
+    shown = [n for n in shown if not np.isnan(regret[0, n - 1])]
+    result = summary(regret, counts)
+    result["cpu_s_per_search"] = round(
+        float(np.mean([run.cpu_s for sample in samples for run in sample.runs])), 3
+    )
+    result["regret"] = _curve(regret, shown)
+    if group.tasks[0].front:
+        result["hypervolume"] = _curve(volumes(group, samples), shown)
+    return result
+
+
+def _curve(values: Values, counts: Sequence[int]) -> dict[str, list[float]]:
+    at = values[:, np.array(counts) - 1]
+    rows = {
+        "mean": at.mean(axis=0),
+        "median": np.median(at, axis=0),
+        "p10": np.quantile(at, 0.1, axis=0),
+        "p90": np.quantile(at, 0.9, axis=0),
+    }
+    kept = {name: [round(float(value), 4) for value in row] for name, row in rows.items()}
+    return {"queries": list(counts), **kept}
+
+
+def _against(ours: Values, theirs: Values, judged: str) -> dict[str, float]:
+    if judged == "best":
+        pairs = {"queries_until_near": [queries_until(part, 0.1) for part in (ours, theirs)]}
+        pairs["queries_until_optimum"] = [queries_until(part, 0.0) for part in (ours, theirs)]
+        return {name: probability(*pair) for name, pair in pairs.items()}
+    counts = [n for n in {"budgets": (20, 40)}.get(judged, (60,)) if n <= ours.shape[1]]
+    return {f"regret_after_{n}": probability(ours[:, n - 1], theirs[:, n - 1]) for n in counts}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Draw a table: a row for each group and measure, a column for each method."""
+    names = [name for name in _COLOURS if any(name in one["methods"] for one in result.values())]
+    lines = [
+        "| table, device | measure | " + " | ".join(_TITLES.get(n, n) for n in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for group, about in result.items():
+        table, device, _ = group.split("/")
+        title = f"{table}, {device}" + (" (tuned on)" if about["tuned_on"] else "")
+        for label, cells in _rows(about):
+            shown = " | ".join(cells.get(name, "") for name in names)
+            lines.append(f"| {title} | {label} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(about: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    methods, judged = about["methods"], about["measure"]
+    if judged == "best":
+        near = {name: _until(one, "near", "p90") for name, one in methods.items()}
+        best = {name: _until(one, "optimum") for name, one in methods.items()}
+        return [
+            ("queries to regret <= 0.1, median / 90th pct", near),
+            ("queries to the optimum, median", best),
+        ]
+    if judged == "noise":
+        cells = {name: _after(one, 60) for name, one in methods.items()}
+        return [("true regret of the pick after 60, mean", cells)]
+    if judged == "budgets":
+        cells = {name: f"{_after(one, 20)} / {_after(one, 40)}" for name, one in methods.items()}
+        nulls = {name: _after(methods[name], 1) for name in NULL_MODELS if name in methods}
+        return [
+            ("8 budgets: mean regret after 20 / 40", cells),
+            ("the same after 1 query: the null models", nulls),
+        ]
+    cells = {name: _after(one, 60) for name, one in methods.items() if name not in NULL_MODELS}
+    needed = about.get("queries_to_the_regret_of_ours_at_60", {})
+    counts = {
+        name: str(count) if count else f"> {methods[name]['regret']['queries'][-1]}"
+        for name, count in needed.items()
+        if name not in NULL_MODELS
+    }
+    return [
+        ("front: mean regret over 8 budgets after 60", cells),
+        ("queries to the mean regret of ours after 60", counts),
+    ]
+
+
+def _until(method: dict[str, Any], what: str, *more: str) -> str:
+    found = method["queries_until"][what]
+    last = method["regret"]["queries"][-1]
+    return " / ".join(f"> {last}" if found[k] is None else str(found[k]) for k in ("median", *more))
+
+
+def _after(method: dict[str, Any], count: int) -> str:
+    found = method["regret_after"].get(str(count))
+    return f"{found['mean']:.3f}" if found else "-"
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compare ours with what was aimed at; only for the groups and counts that were run."""
+    rows = []
+    for group, (name, path, aim) in _aims():
+        one = result.get(group, {}).get("methods", {}).get(OURS)
+        value = one
+        for key in path:
+            value = value.get(key) if value is not None else None
+        if one is not None:
+            met = value is not None and value <= aim
+            rows.append({"table": group, "measure": name, "goal": aim, "value": value, "met": met})
+    return rows + _rivals(result)
+
+
+def _aims() -> list[tuple[str, tuple[str, tuple[str, ...], float]]]:
+    found: list[tuple[str, tuple[str, tuple[str, ...], float]]] = []
+    path: tuple[str, ...] = ("queries_until", "optimum", "median")
+    found.append(("nb201_cifar10/any/best", ("queries to the optimum, median", path, 32.0)))
+    for device, median, p90 in (("any/best", 25.0, 50.0), ("tx2_tensorrt/median", 50.0, 90.0)):
+        for which, aim in (("median", median), ("p90", p90)):
+            path = ("queries_until", "near", which)
+            name = f"queries to regret <= 0.1, {which}"
+            found.append((f"nb201_cifar10/{device}", (name, path, aim)))
+    regrets = (
+        ("nb201_cifar10/any/noise", 60, 0.15),
+        ("yolobench_voc/a40_tensorrt/budget", 20, 0.10),
+        ("yolobench_voc/a40_tensorrt/budget", 40, 0.005),
+        ("yolobench_voc/a40_tensorrt/front", 60, 0.10),
+    )
+    for group, count, aim in regrets:
+        path = ("regret_after", str(count), "mean")
+        found.append((group, (f"mean regret after {count}", path, aim)))
+    return found
+
+
+def _rivals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many times the queries of ours the best of Optuna's samplers needs for a front."""
+    group = "yolobench_voc/a40_tensorrt/front"
+    needed = result.get(group, {}).get("queries_to_the_regret_of_ours_at_60", {})
+    if OURS not in needed:
+        return []
+    counts = [needed[name] for name in OPTUNA if needed.get(name) is not None]
+    methods = result[group]["methods"]
+    last = max(methods[name]["regret"]["queries"][-1] for name in OPTUNA if name in methods)
+    best = min(counts) if counts else last
+    ratio = round(best / needed[OURS], 2)
+    name = "queries of the best Optuna sampler over ours, for the regret of ours after 60"
+    row = {"table": group, "measure": name, "goal": 4.0, "value": ratio, "met": ratio >= 4}
+    return [row if counts else {**row, "at_least": True}]
+
+
+def draw(result: dict[str, Any], what: str) -> go.Figure:
+    """Draw curves over queries: one panel for each group, mean as a line, 90th percentile dotted.
+
+    Args:
+        result: of `figures`.
+        what: `regret` or `hypervolume`.
+    """
+    groups = [
+        name for name, one in result.items() if any(what in m for m in one["methods"].values())
+    ]
+    columns = 2
+    panels = make_subplots(-(-len(groups) // columns), columns, subplot_titles=groups)
+    shown: set[str] = set()
+    for place, group in enumerate(groups):
+        where = {"row": place // columns + 1, "col": place % columns + 1}
+        for name, method in result[group]["methods"].items():
+            for trace in _traces(name, method[what], "p90" if what == "regret" else "p10"):
+                trace.showlegend = name not in shown
+                shown.add(name)
+                panels.add_trace(trace, **where)
+    if what == "regret":
+        panels.update_yaxes(type="log", range=[-2.5, 1.5])
+    panels.update_xaxes(title="accuracy queries", type="log")
+    title = {"regret": "Regret, points of accuracy", "hypervolume": "Share of the hypervolume"}
+    panels.update_layout(
+        title=f"{title[what]}: mean (line), 90th percentile of searches (dotted: the worse end)",
+        template="plotly_white",
+        width=1200,
+        height=380 * -(-len(groups) // columns),
+    )
+    return panels
+
+
+def _traces(name: str, curve: dict[str, list[float]], worse: str) -> list[go.Scatter]:
+    common = {"x": curve["queries"], "mode": "lines", "legendgroup": name}
+    label = _TITLES.get(name, name)
+    colour = _COLOURS.get(name, "#000000")
+    mean = go.Scatter(y=curve["mean"], name=label, line={"color": colour}, **common)
+    dotted = {"color": colour, "dash": "dot", "width": 1}
+    return [mean, go.Scatter(y=curve[worse], name=label, line=dotted, hoverinfo="skip", **common)]
