@@ -50,6 +50,7 @@ _ROUNDS = 3  # of reweighting: more change nothing that matters
 _MAD = 1.4826  # standard deviation of a normal law / its median absolute deviation
 _LEAST_SCALE = 0.005  # the errors of a clock: smaller ones make no outlier
 _SUSPECT = 4.0  # standard deviations
+_WIDEST = math.log(1e6)  # of an interval, to each side: more says no more
 _LEAST_SHARE = 1e-3  # of the mean network's latency: no network is faster
 
 
@@ -186,7 +187,8 @@ class LatencyPredictor:
         row = _in_units(amounts[0], self._units)
         ms = float(_sums(row, self._costs))
         share = row * (_typical(self._ms) / ms)
-        width = self._scores * math.sqrt(1 + share @ self._spread @ share)
+        unlike = math.sqrt(1 + share @ self._spread @ share)
+        width = np.minimum(self._scores * unlike, _WIDEST)
         logs = np.log(_sums(row, self._costs_without))
         # The k-th smallest and k-th largest of n, for the smallest interval that keeps the promise.
         rank = min(self.samples, math.ceil(COVERAGE * (self.samples + 1)))
