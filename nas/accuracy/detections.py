@@ -50,6 +50,9 @@ It bounds the cost whatever the network says. Objects of which all pairs rank be
 can only matter in scenes with well over 50 objects.
 """
 
+_LEAST_COUNTED = 0.02  # twice what an untrained head says of everything
+_SURELY_COUNTED = 0.25
+
 _Floats = NDArray[np.float32]
 _Indices = NDArray[np.int64]
 _Real = TypeVar("_Real", np.float32, np.float64)
@@ -114,13 +117,19 @@ def detect_batch(boxes: _Floats, scores: _Floats, *, nms: bool = True) -> list[D
 
 
 def match_detections(a: Sequence[Detections], b: Sequence[Detections]) -> float:
-    """Return the share of the detections of `a` that `b` has too, over the same images in order.
+    """Return the share of the detections of `a` and `b` that the other has too.
 
-    Those of `a` with a score above 0.25 count; one is matched by a detection of the same class with
-    IoU of at least 0.9 and a score within 0.05. NaN if `a` has none, so that no comparison passes
-    for want of anything to compare.
+    Those with a score above t count, and one is matched by a detection of the same class with IoU
+    of at least 0.9 and a score within t / 5. t is 0.25, or half the best score of the image where
+    that is less, so that a network that is sure of nothing is compared by what it is surest of; but
+    never below 0.02. NaN if neither has any, so that no comparison passes for want of anything to
+    compare.
+
+    Args:
+        a: of one network, image by image.
+        b: of another, on the same images.
     """
-    shares = [_matched(each, other) for each, other in zip(a, b, strict=True)]
+    shares = [_matched(*order) for pair in zip(a, b, strict=True) for order in (pair, pair[::-1])]
     found = np.concatenate(shares) if shares else np.zeros(0, bool)
     return float(found.mean()) if len(found) else math.nan
 
@@ -141,10 +150,12 @@ def box_areas(boxes: NDArray[_Real]) -> NDArray[_Real]:
 
 
 def _matched(a: Detections, b: Detections) -> NDArray[np.bool_]:
-    counted = a.scores > 0.25
+    best = max(one.scores.max(initial=0) for one in (a, b))
+    least = np.clip(best / 2, _LEAST_COUNTED, _SURELY_COUNTED)
+    counted = a.scores > least
     same_class = np.equal.outer(a.labels[counted], b.labels)
     same_place = paired_iou(a.boxes[counted, None], b.boxes[None]) >= 0.9
-    same_score = np.abs(np.subtract.outer(a.scores[counted], b.scores)) <= 0.05
+    same_score = np.abs(np.subtract.outer(a.scores[counted], b.scores)) <= least / 5
     return np.asarray((same_class & same_place & same_score).any(axis=1))
 
 

@@ -23,12 +23,43 @@ from nas.accuracy.dataset import ResizedSplit, Split, SplitName
 from nas.accuracy.detections import Detections, box_areas, detect_batch
 from nas.errors import DatasetError
 
-__all__ = ["Accuracy", "Artifact", "Predict", "Weights", "evaluate", "per_class_ap", "score"]
+__all__ = [
+    "Accuracy",
+    "Agreement",
+    "Artifact",
+    "Predict",
+    "Weights",
+    "detections_on",
+    "evaluate",
+    "per_class_ap",
+    "score",
+]
 
 Weights = Literal["inherited", "fine-tuned", "trained"]
 Artifact = Literal["torch", "engine"]
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Images (B, 3, H, W) uint8 -> boxes (B, A, 4) in network pixels, scores (B, A, classes)."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an engine finds what its network finds in fp32.
+
+    Args:
+        share: of the detections of both, those that the other has too (`match_detections`); None if
+            neither found anything.
+        images: that were compared.
+        reference: what computed the network in fp32, such as `"onnxruntime fp32"`.
+    """
+
+    share: float | None
+    images: int
+    reference: str
+
+    def __str__(self) -> str:
+        if self.share is None:
+            return f"nothing found to compare with {self.reference} on {self.images} images"
+        return f"{self.share:.1%} of detections as by {self.reference}, on {self.images} images"
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,7 @@ class Accuracy:
         artifact: what produced the boxes.
         low: lower bound of the 95 % bootstrap interval of `map50_95`; None where not asked for.
         high: upper bound.
+        agreement: of the engine with its network in fp32; None where that was not compared.
     """
 
     map50_95: float
@@ -60,6 +92,7 @@ class Accuracy:
     artifact: Artifact
     low: float | None = None
     high: float | None = None
+    agreement: Agreement | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, SQL or YAML."""
@@ -68,7 +101,8 @@ class Accuracy:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Accuracy:
         """Read what `as_dict` returned."""
-        return cls(**values)
+        agreement = values.get("agreement")
+        return cls(**{**values, "agreement": Agreement(**agreement) if agreement else None})
 
 
 def evaluate(
@@ -100,18 +134,27 @@ def evaluate(
     Raises:
         DatasetError: the split has no object to find.
     """
-    found: list[Detections] = []
-    for start in range(0, len(split), batch_size):
-        found += detect_batch(*predict(split.images[start : start + batch_size]), nms=nms)
-    detections = [
-        replace(each, boxes=split.to_original(index, each.boxes))
-        for index, each in enumerate(found)
-    ]
+    detections = detections_on(predict, split, range(len(split)), batch_size=batch_size, nms=nms)
     accuracy = score(detections, split.split, weights=weights, artifact=artifact)
     if interval:
         low, high = bootstrap_interval(detections, split.split.annotations, seed)
         accuracy = replace(accuracy, low=low, high=high)
     return accuracy, detections
+
+
+def detections_on(
+    predict: Predict, split: ResizedSplit, images: range, *, batch_size: int = 32, nms: bool = True
+) -> list[Detections]:
+    """Return what `predict` finds in some images of `split`, in pixels of the original images."""
+    found: list[Detections] = []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        pixels = split.images[part.start : part.stop : part.step]
+        found += detect_batch(*predict(pixels), nms=nms)
+    return [
+        replace(each, boxes=split.to_original(index, each.boxes))
+        for index, each in zip(images, found, strict=True)
+    ]
 
 
 def score(

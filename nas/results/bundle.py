@@ -22,7 +22,7 @@ from nas.model.detector import Detector, profile, suppression
 from nas.results.files import replace
 from nas.space.architecture import Candidate
 
-__all__ = ["Agreement", "Bundle", "Provenance", "write_bundle"]
+__all__ = ["Bundle", "Provenance", "write_bundle"]
 
 _OUTPUTS = """\
 | name | shape | meaning |
@@ -71,37 +71,17 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How far the engine finds what the fp32 network in torch finds.
-
-    Attributes:
-        share: of the latter's detections with a score above 0.25, those that the engine has too, by
-            class, place (IoU 0.9) and score (0.05); None if there is none.
-        images: that were compared.
-    """
-
-    share: float | None
-    images: int
-
-    def __str__(self) -> str:
-        if self.share is None:
-            return f"nothing to compare: no detection on {self.images} validation images"
-        return (
-            f"{self.share:.1%} of the fp32 network's detections found alike, "
-            f"on {self.images} validation images"
-        )
-
-
-@dataclass(frozen=True)
 class Bundle:
-    """A trained candidate with what was measured on the very ONNX graph that is delivered."""
+    """A trained candidate with what was measured on the very ONNX graph that is delivered.
+
+    Its own engine gave the last of the accuracies, and perhaps the one before.
+    """
 
     candidate: Candidate
     detector: Detector
     onnx: bytes
     latency: Latency
     accuracies: tuple[Accuracy, ...]
-    agreement: Agreement
     provenance: Provenance
 
     def facts(self) -> dict[str, Any]:
@@ -116,7 +96,6 @@ class Bundle:
             "nms": suppression(self.candidate.architecture),
             "latency": self.latency.as_dict(),
             "accuracy": [accuracy.as_dict() for accuracy in self.accuracies],
-            "agreement": vars(self.agreement),
             "provenance": {
                 **vars(self.provenance),
                 "classes": list(self.provenance.classes),
@@ -171,7 +150,6 @@ From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none
 | latency | {latency.ms:.3f} ms, 95 % interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}], \
 {latency.source} on this very graph |
 {_accuracy_rows(bundle.accuracies)}
-| engine | {bundle.agreement} |
 | parameters | {counts.parameters:,} (fused) |
 | MACs | {counts.macs:,} at {height} x {width} |
 | classes | {", ".join(provenance.classes)} |
@@ -203,9 +181,14 @@ Versions: {versions}.
 def _accuracy_rows(accuracies: tuple[Accuracy, ...]) -> str:
     return "\n".join(
         f"| mAP50-95, {one.split} | {one.map50_95:.3f}{_interval(one)} ({one.weights} weights, "
-        f"{one.images} images, scored on the {one.artifact}); mAP50 {one.map50:.3f} |"
+        f"{one.images} images, scored on the {one.artifact}{_agreement(one)}); "
+        f"mAP50 {one.map50:.3f} |"
         for one in accuracies
     )
+
+
+def _agreement(accuracy: Accuracy) -> str:
+    return f": {accuracy.agreement}" if accuracy.agreement else ""
 
 
 def _interval(accuracy: Accuracy) -> str:

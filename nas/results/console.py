@@ -152,7 +152,7 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", show_edge=False)
     for column in ("", "trial", "mAP50-95", "mAP50", "latency ms [95 %]", "source", "score"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("parameters", "MACs", "precision"):
+    for column in ("parameters", "MACs", "precision", "as in fp32"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in front.to_dict("records"):
         chosen = row["trial"] == winner
@@ -167,6 +167,7 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
             f"{row['parameters'] / 1e3:.0f} k",
             f"{row['macs'] / 1e6:.1f} M",
             str(row["precision"]),
+            "-" if pd.isna(row["agreement"]) else f"{row['agreement']:.0%}",
             style="bold green" if chosen else None,
         )
     return table
@@ -190,7 +191,7 @@ def delivered_panel(delivered: Delivered) -> Panel:
             f"{_accuracy(one.map50_95, one.low, one.high)}, mAP50 {one.map50:.3f}; {one.weights} "
             f"weights, {one.images} images, scored on the {one.artifact}",
         )
-    table.add_row("engine", str(bundle.agreement))
+    table.add_row("engine", str(bundle.accuracies[-1].agreement or "compared with nothing"))
     height, width = bundle.candidate.architecture.input
     table.add_row(
         "network",

@@ -23,8 +23,9 @@ from nas.errors import BudgetError
 from nas.latency.latency import Latency
 from nas.model.detector import Detector
 from nas.results.bench import Bench
-from nas.results.bundle import Agreement, Bundle, Provenance, write_bundle
+from nas.results.bundle import Bundle, Provenance, write_bundle
 from nas.results.figures import front_figure, write_figure
+from nas.searcher.engines import TrainedGraph, doubt_about
 from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
@@ -33,8 +34,6 @@ from nas.searcher.supernets import supernet_digest, trained_supernet
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = ["Delivered", "deliver", "train_alone"]
-
-_LEAST_AGREEMENT = 0.8  # INT8 keeps .92-.98 of the detections (docs/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,16 @@ def train_alone(
         detector, dataset.train, recipe, progress=_heard(listener), checkpoint=checkpoint
     )
     splits = [dataset.validation, *([dataset.test] if dataset.test else [])]
-    onnx = bench.graph(detector, candidate)
+    graph = bench.graph(detector, candidate)
     bundle = Bundle(
         candidate,
         detector,
-        onnx,
-        bench.latency(onnx, candidate),
-        tuple(bench.score(onnx, candidate, split, "trained") for split in splits),
-        bench.agreement(detector, candidate, onnx),
+        graph.engine,
+        bench.latency(graph, candidate),
+        tuple(bench.score(graph, candidate, split, "trained") for split in splits),
         _provenance(dataset, recipe.seed),
     )
+    _warn(bundle, listener)
     write_bundle(bundle, folder)
     return Delivered(None, bundle, folder)
 
@@ -146,7 +145,7 @@ class _Maker:
             setting.space, setting.dataset, self._recipe, setting.request.workspace, listener
         )
         self._judge = AccuracyJudge(
-            supernet, self._weights, setting.dataset, setting.runtime, setting.database
+            supernet, self._weights, setting.dataset, setting.runtime, setting.database, listener
         )
 
     def make(self, row: pd.Series) -> Bundle | None:
@@ -154,60 +153,52 @@ class _Maker:
         candidate = candidate_of(row, self._setting.database)
         trial = int(row["trial"])
         inherited = self._judge.detector(candidate.architecture)
-        onnx = self._bench.graph(inherited, candidate)
-        if self._latency(trial, onnx, candidate) is None:
+        graph = self._bench.graph(inherited, candidate)
+        if self._latency(trial, graph, candidate) is None:
             return None  # before any training is spent on it
-        detector, onnx, accuracies = self._fine_tuned(inherited, onnx, candidate)
-        latency = self._latency(trial, onnx, candidate)
+        detector, graph, accuracies = self._fine_tuned(inherited, graph, candidate)
+        latency = self._latency(trial, graph, candidate)
         if latency is None:
             return None
         if self._dataset.test is not None:
             weights = accuracies[-1].weights
-            accuracies.append(self._bench.score(onnx, candidate, self._dataset.test, weights))
+            accuracies.append(self._bench.score(graph, candidate, self._dataset.test, weights))
         self._store(candidate, accuracies)
-        return Bundle(
+        bundle = Bundle(
             candidate,
             detector,
-            onnx,
+            graph.engine,
             latency,
             tuple(accuracies),
-            self._agreement(detector, candidate, onnx),
             self._provenance(trial),
         )
-
-    def _agreement(self, detector: Detector, candidate: Candidate, onnx: bytes) -> Agreement:
-        agreement = self._bench.agreement(detector, candidate, onnx)
-        if agreement.share is not None and agreement.share < _LEAST_AGREEMENT:
-            self._listener.say(
-                f"The engine in {candidate.precision} departs from the network: {agreement}.",
-                warning=True,
-            )
-        return agreement
+        _warn(bundle, self._listener)
+        return bundle
 
     def _fine_tuned(
-        self, inherited: Detector, onnx: bytes, candidate: Candidate
-    ) -> tuple[Detector, bytes, list[Accuracy]]:
+        self, inherited: Detector, graph: TrainedGraph, candidate: Candidate
+    ) -> tuple[Detector, TrainedGraph, list[Accuracy]]:
         """Train a copy further; keep whichever is better on validation, with its graph."""
         validation = self._dataset.validation
         recipe = self._recipe.fine_tuning()
-        before = self._bench.score(onnx, candidate, validation, "inherited")
+        before = self._bench.score(graph, candidate, validation, "inherited")
         self._listener.stage("Fine-tune the winner", recipe.iterations)
         tuned = copy.deepcopy(inherited)
         train_detector(tuned, self._dataset.train, recipe, progress=_heard(self._listener))
-        tuned_onnx = self._bench.graph(tuned, candidate)
-        after = self._bench.score(tuned_onnx, candidate, validation, "fine-tuned")
+        tuned_graph = self._bench.graph(tuned, candidate)
+        after = self._bench.score(tuned_graph, candidate, validation, "fine-tuned")
         if after.map50_95 < before.map50_95:
             self._listener.say(
                 f"Fine-tuning did not help ({before.map50_95:.3f} to {after.map50_95:.3f} on "
                 "validation): the inherited weights are delivered."
             )
-            return inherited, onnx, [before]
-        return tuned, tuned_onnx, [before, after]
+            return inherited, graph, [before]
+        return tuned, tuned_graph, [before, after]
 
-    def _latency(self, trial: int, onnx: bytes, candidate: Candidate) -> Latency | None:
+    def _latency(self, trial: int, graph: TrainedGraph, candidate: Candidate) -> Latency | None:
         """Measure a graph; None, and a line to read, if it may break the budget."""
         budget = self._result.budget
-        latency = self._bench.latency(onnx, candidate)
+        latency = self._bench.latency(graph, candidate)
         if budget.admits(latency.high_ms):
             return latency
         self._listener.say(
@@ -236,6 +227,12 @@ class _Maker:
             trial=trial,
             budget=str(self._result.budget),
         )
+
+
+def _warn(bundle: Bundle, listener: Listener) -> None:
+    """Say so if the engine that is delivered departs from its network."""
+    if doubt := doubt_about(bundle.accuracies[-1], bundle.candidate.precision):
+        listener.say(doubt, warning=True)
 
 
 def _heard(listener: Listener) -> Callable[[Progress], None]:

@@ -28,7 +28,7 @@ from nas.errors import EngineError, ExportError, NasError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
-from nas.searcher.evaluation import score_engine, trained_graph
+from nas.searcher.engines import score_engine, trained_graph
 from nas.space.architecture import Candidate
 
 __all__ = ["Job", "Outcome", "run_jobs", "train_and_score"]
@@ -86,7 +86,7 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
     Raises:
         TrainingError: the loss does not stay finite.
         ExportError: the network has no ONNX form.
-        EngineError: the engine cannot be built.
+        EngineError: see `score_engine`.
     """
     elapsed = Elapsed()
     architecture = job.candidate.architecture

@@ -22,7 +22,7 @@ from sqlalchemy import ScalarSelect, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from nas.accuracy.evaluate import Accuracy
+from nas.accuracy.evaluate import Accuracy, Agreement
 from nas.errors import NasError, StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
@@ -209,6 +209,7 @@ class Database:
             seconds: what it cost.
         """
         row = dataclasses.asdict(accuracy) | {
+            **_agreement_columns(accuracy.agreement),
             "architecture": architecture,
             "precision": precision,
             "data": data,
@@ -243,8 +244,8 @@ class Database:
         )
         if row is None:
             return None
-        names = [field.name for field in dataclasses.fields(Accuracy)]
-        return row.id, Accuracy(**{name: getattr(row, name) for name in names})
+        values = {one.name: getattr(row, one.name) for one in dataclasses.fields(Accuracy)}
+        return row.id, Accuracy(**values | {"agreement": _agreement_of(row)})
 
     # A study: its evaluations, fronts and runs
 
@@ -493,6 +494,20 @@ class Database:
                 session.execute(statement)
                 return 0
             return int(session.execute(statement.returning(table.id)).scalar_one())
+
+
+def _agreement_columns(agreement: Agreement | None) -> dict[str, Any]:
+    return {
+        "agreement": agreement.share if agreement else None,
+        "compared_images": agreement.images if agreement else None,
+        "compared_with": agreement.reference if agreement else None,
+    }
+
+
+def _agreement_of(row: AccuracyRow) -> Agreement | None:
+    if row.compared_images is None or row.compared_with is None:
+        return None
+    return Agreement(row.agreement, row.compared_images, row.compared_with)
 
 
 def _latency_id(key: str | None, environment: str) -> ScalarSelect[int] | None:

@@ -173,6 +173,10 @@ class AccuracyRow(Row):
     low: Mapped[float | None]
     high: Mapped[float | None]
     images: Mapped[int]
+    # All NULL where an engine was compared with nothing; the first alone where nothing was found.
+    agreement: Mapped[float | None]
+    compared_images: Mapped[int | None]
+    compared_with: Mapped[str | None] = mapped_column(_NAME)
     seconds: Mapped[float | None]
     created: Mapped[datetime] = mapped_column(default=_now)
 
@@ -302,6 +306,9 @@ _ACCURACY_COLUMNS: tuple[ColumnElement[Any], ...] = (
     AccuracyRow.weights.label("weights"),
     AccuracyRow.artifact.label("artifact"),
     AccuracyRow.images.label("images"),
+    AccuracyRow.agreement.label("agreement"),
+    AccuracyRow.compared_images.label("compared_images"),
+    AccuracyRow.compared_with.label("compared_with"),
 )
 
 EVALUATION_COLUMNS: tuple[ColumnElement[Any], ...] = (

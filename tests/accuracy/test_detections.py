@@ -182,10 +182,27 @@ def test_match_detections__same_class_place_and_score(
     other: tuple[list[float], float, int], share: float
 ) -> None:
     weak = ([50, 50, 90, 90], 0.2, 0)
-    assert match_detections(_found((_BOX, 0.8, 1), weak), _found(other)) == share
+    found, others = _found((_BOX, 0.8, 1), weak), _found(other)
+    assert match_detections(found, others) == match_detections(others, found) == share
+
+
+def test_match_detections__counts_what_either_has() -> None:
+    far = ([200, 200, 300, 300], 0.8, 1)
+    one, both = _found((_BOX, 0.8, 1)), _found((_BOX, 0.8, 1), far)
+    assert match_detections(one, both) == pytest.approx(2 / 3)
+    assert match_detections([*one, *both], [*both, *both]) == pytest.approx(6 / 7)
+    assert match_detections(one, _found()) == match_detections(_found(), one) == 0
+
+
+@pytest.mark.parametrize(("score", "other", "share"), [(0.1, 0.109, 1), (0.1, 0.112, 0)])
+def test_match_detections__of_a_network_that_is_sure_of_nothing(
+    score: float, other: float, share: float
+) -> None:
+    weak = ([50, 50, 90, 90], 0.04, 0)
+    assert match_detections(_found((_BOX, score, 1), weak), _found((_BOX, other, 1))) == share
 
 
 def test_match_detections__nothing_to_compare_is_nan() -> None:
-    assert math.isnan(match_detections(_found(), _found((_BOX, 0.8, 1))))
-    assert math.isnan(match_detections([], []))
-    assert match_detections(_found((_BOX, 0.8, 1)), _found()) == 0
+    untrained = _found((_BOX, 0.01, 1))
+    for a, b in (([], []), (_found(), _found()), (untrained, _found())):
+        assert math.isnan(match_detections(a, b))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from nas.accuracy.bootstrap import average_precision, match_objects
 from nas.accuracy.dataset import Annotations, Dataset, ResizedSplit, Split
 from nas.accuracy.detections import Detections
-from nas.accuracy.evaluate import Accuracy, evaluate, per_class_ap, score
+from nas.accuracy.evaluate import Accuracy, Agreement, evaluate, per_class_ap, score
 from nas.errors import DatasetError
 
 Sample = tuple[list[Detections], list[Annotations]]
@@ -227,4 +228,6 @@ def test_evaluate__prints_nothing(few_digits: Dataset, capsys: pytest.CaptureFix
 
 def test_accuracy__travels_as_plain_values() -> None:
     accuracy = Accuracy(0.5, 0.8, None, 0.4, 0.6, 300, "test", "fine-tuned", "engine", 0.45, 0.55)
+    compared = replace(accuracy, agreement=Agreement(None, 16, "torch fp32"))
+    assert Accuracy.from_dict(json.loads(json.dumps(compared.as_dict()))) == compared
     assert Accuracy.from_dict(json.loads(json.dumps(accuracy.as_dict()))) == accuracy

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
 import pytest
 import torch
 
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
+from nas.errors import EngineError
 from nas.latency.hardware import Hardware
 from nas.latency.meter import LatencyMeter
 from nas.latency.runtimes.openvino import OpenVinoRuntime
@@ -44,23 +45,23 @@ def _certain(seed: int) -> Detector:
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99), ("bf16", 0.7)])
-def test_agreement__of_an_engine_with_its_own_network(
+def test_bench__scores_and_compares_the_graph_that_is_delivered(
     bench: Bench, precision: str, least: float
 ) -> None:
-    detector, candidate = _certain(0), _candidate(precision)
-    found = bench.agreement(detector, candidate, bench.graph(detector, candidate))
-    assert found.share is not None
-    assert found.share >= least
-    assert found.images == 6
+    candidate = _candidate(precision)
+    graph = bench.graph(_certain(0), candidate)
+    for split in (bench.dataset.validation, bench.dataset.test):
+        assert split is not None
+        agreement = bench.score(graph, candidate, split, "trained").agreement
+        assert agreement is not None
+        assert agreement.share is not None
+        assert agreement.share >= least
+        assert agreement.images == len(split)
 
 
-def test_agreement__of_an_engine_with_another_network(bench: Bench) -> None:
+def test_bench__of_another_network_in_fp32(bench: Bench) -> None:
     candidate = _candidate("fp32")
-    found = bench.agreement(_certain(0), candidate, bench.graph(_certain(1), candidate))
-    assert found.share is not None
-    assert found.share < 0.3
-
-
-def test_agreement__nothing_to_compare(bench: Bench, tmp_path: Path) -> None:
-    detector, candidate = Detector(_candidate("fp32").architecture), _candidate("fp32")
-    assert bench.agreement(detector, candidate, bench.graph(detector, candidate)).share is None
+    graph, wrong = (bench.graph(_certain(seed), candidate) for seed in (0, 1))
+    graph = dataclasses.replace(graph, engine=wrong.engine)
+    with pytest.raises(EngineError, match="must find 95%"):
+        bench.score(graph, candidate, bench.dataset.validation, "trained")

@@ -5,12 +5,12 @@ from typing import Any
 import onnx
 import pytest
 
-from nas.accuracy.evaluate import Accuracy
+from nas.accuracy.evaluate import Accuracy, Agreement
 from nas.latency.hardware import Environment
 from nas.latency.latency import Latency
 from nas.latency.onnx_export import export_onnx
 from nas.model.detector import Detector, profile
-from nas.results.bundle import Agreement, Bundle, Provenance, card
+from nas.results.bundle import Bundle, Provenance, card
 from nas.space.architecture import Architecture, Candidate
 
 ENVIRONMENT = Environment(
@@ -23,7 +23,10 @@ ENVIRONMENT = Environment(
     clock="process CPU time",
     reference="0" * 16,
 )
-ACCURACY = Accuracy(0.5, 0.7, None, None, None, 8, "validation", "trained", "engine")
+ACCURACY = Accuracy(
+    *(0.5, 0.7, None, None, None, 80, "validation", "trained", "engine"),
+    agreement=Agreement(0.9876, 16, "onnxruntime fp32"),
+)
 
 
 def _bundle(kind: str) -> Bundle:
@@ -47,7 +50,6 @@ def _bundle(kind: str) -> Bundle:
         export_onnx(detector.deploy(), 64, 64, slim=True),
         Latency(1.0, 0.9, 1.1, "measured", ENVIRONMENT),
         (ACCURACY,),
-        Agreement(0.9876, 32),
         Provenance("", None, "", {"name": "d", "digest": "0"}, ("a", "b"), 0, {}, "today"),
     )
 
@@ -72,9 +74,10 @@ def test_bundle__says_whether_suppression_is_needed(kind: str, nms: str, says: s
 
 def test_bundle__says_how_far_the_engine_finds_what_the_network_finds() -> None:
     bundle = _bundle("decoupled")
-    assert bundle.facts()["agreement"] == {"share": 0.9876, "images": 32}
-    assert "98.8% of the fp32 network's detections found alike" in card(bundle)
-    assert "nothing to compare" in str(Agreement(None, 32))
+    expected = {"share": 0.9876, "images": 16, "reference": "onnxruntime fp32"}
+    assert bundle.facts()["accuracy"][0]["agreement"] == expected
+    words = "scored on the engine: 98.8% of detections as by onnxruntime fp32, on 16 images)"
+    assert words in card(bundle)
 
 
 def test_bundle__of_a_one_to_one_head_counts_what_is_deployed() -> None:

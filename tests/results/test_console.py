@@ -54,9 +54,12 @@ def test_progress__warnings_are_marked() -> None:
     assert "warning: budget admits [all] of them" in _text(console)
 
 
-@pytest.mark.parametrize("interval", [(None, None), (0.4, 0.6)])
+@pytest.mark.parametrize(
+    ("interval", "agreement", "shown"),
+    [((None, None), None, "fp32            -"), ((0.4, 0.6), 0.984, "fp32          98%")],
+)
 def test_front_table__every_number_has_interval_or_source(
-    interval: tuple[float | None, float | None],
+    interval: tuple[float | None, float | None], agreement: float | None, shown: str
 ) -> None:
     front = pd.DataFrame(
         {
@@ -73,12 +76,13 @@ def test_front_table__every_number_has_interval_or_source(
             "parameters": [142_226],
             "macs": [3_722_496],
             "precision": ["fp32"],
+            "agreement": [agreement],
         }
     )
     console = _console()
     console.print(front_table(front, "Front of s", winner=7))
     text = _text(console)
-    for words in ("★", "0.400 [0.390, 0.410]", "cached", "142 k", "3.7 M", "fp32"):
+    for words in ("★", "0.400 [0.390, 0.410]", "cached", "142 k", "3.7 M", shown):
         assert words in text
     assert ("0.500 [0.400, 0.600]" in text) == (interval[0] is not None)
 

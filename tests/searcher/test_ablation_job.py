@@ -10,7 +10,7 @@ from nas.accuracy.training import Recipe, train_detector
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.model.detector import Detector
 from nas.searcher.ablation_job import Job, run_jobs, train_and_score
-from nas.searcher.evaluation import score_engine, trained_graph
+from nas.searcher.engines import score_engine, trained_graph
 from nas.space.architecture import Architecture, Candidate
 from nas.space.space import load_space
 
@@ -57,6 +57,7 @@ def test_train_and_score__scores_as_a_search_does(few_digits, tmp_path, head, pr
     graph = trained_graph(detector, job.candidate, few_digits.train)
     expected, _ = score_engine(graph, job.candidate, OpenVinoRuntime(), split, weights="trained")
     assert outcome.accuracy == expected
+    assert outcome.accuracy.agreement.images == 8
     assert outcome.accuracy.map50_95 > 0.001
 
 

@@ -16,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nas.accuracy.evaluate import Accuracy
+from nas.accuracy.evaluate import Accuracy, Agreement
 from nas.errors import MissingPackageError, StorageError
 from nas.latency.clock import Timing
 from nas.latency.hardware import Environment
@@ -62,6 +62,7 @@ ACCURACY = Accuracy(
     artifact="engine",
     low=0.29,
     high=0.33,
+    agreement=Agreement(0.95, 16, "onnxruntime fp32"),
 )
 OPTUNA_TABLES = {"studies", "trials", "alembic_version", "version_info"}
 
@@ -113,6 +114,42 @@ def test_database__the_first_schema_is_upgraded_and_keeps_its_rows(url):
             command.downgrade(_config(connection), "0001")
     assert "nas_ablations" not in tables(url)
     assert "nas_architectures" in tables(url)
+    old.dispose()
+
+
+def test_database__accuracies_without_agreement_are_upgraded_and_stay_referenced(url):
+    old = sqlalchemy.create_engine(parse_url(url))
+    name = "nas_accuracies"
+    with old.begin() as connection:
+        command.upgrade(_config(connection), "0002")
+        metadata = sqlalchemy.MetaData()
+        metadata.reflect(connection)
+        now = {"created": datetime.now(UTC)}
+        digest = {"architecture": "a" * 16, "precision": "int8"}
+        values = vars(ACCURACY) | digest | now | {"data": "d", "weights_digest": "", "id": 7}
+        del values["agreement"]
+        trial = {"study_name": "s", "trial_number": 0, "state": "complete", "accuracy_id": 7}
+        for table, row in (
+            ("nas_architectures", {"digest": "a" * 16, "space": "s", "text": "t"} | now),
+            (name, values),
+            ("nas_evaluations", trial | digest | now),
+        ):
+            connection.execute(metadata.tables[table].insert().values(**row))
+    with Database(url) as database:
+        names = {"data": "d", "split": "validation", "weights": "inherited", "artifact": "engine"}
+        found = database.find_accuracy("a" * 16, "int8", **names)
+        assert found == (7, replace(ACCURACY, agreement=None))
+        assert database.add_accuracy("a" * 16, "int8", ACCURACY, data="d") == 7
+        (row,) = database.evaluations("s").to_dict("records")
+        assert (row["agreement"], row["compared_images"]) == (0.95, 16)
+        assert row["compared_with"] == "onnxruntime fp32"
+        with database.engine.begin() as connection:
+            command.downgrade(_config(connection), "0002")
+    with old.begin() as connection:
+        query = "SELECT map50_95 FROM nas_accuracies JOIN nas_evaluations ON accuracy_id = 7"
+        assert connection.execute(sqlalchemy.text(query)).all() == [(0.31,)]
+        columns = {one["name"] for one in sqlalchemy.inspect(connection).get_columns(name)}
+    assert not columns & {"agreement", "compared_images", "compared_with"}
     old.dispose()
 
 
@@ -357,15 +394,17 @@ def test_latency__keeps_what_the_clock_said(database):
     assert row.timing["ratio"] == 1.25
 
 
-def test_accuracy__comes_back_as_it_was_and_is_stored_once(database):
+@pytest.mark.parametrize("agreement", [ACCURACY.agreement, Agreement(None, 16, "torch fp32"), None])
+def test_accuracy__comes_back_as_it_was_and_is_stored_once(database, agreement):
     digest = add_architecture(database)
+    accuracy = replace(ACCURACY, agreement=agreement)
     rows = {
-        database.add_accuracy(digest, "int8", ACCURACY, data="d", weights_digest="w")
-        for _ in range(2)
+        database.add_accuracy(digest, "int8", one, data="d", weights_digest="w")
+        for one in (ACCURACY, accuracy)
     }
     names = {"data": "d", "split": "validation", "weights": "inherited", "artifact": "engine"}
     row, found = database.find_accuracy(digest, "int8", weights_digest="w", **names)
-    assert (rows, found) == ({row}, ACCURACY)
+    assert (rows, found) == ({row}, accuracy)
     assert database.find_accuracy(digest, "int8", weights_digest="v", **names) is None
     assert database.find_accuracy(digest, "fp32", weights_digest="w", **names) is None
 
