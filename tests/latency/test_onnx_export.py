@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from nas import plugins
 from nas.errors import ExportError, MissingPackageError
-from nas.latency.onnx_export import check_onnx, export_onnx, load_onnx
+from nas.latency.onnx_export import check_onnx, export_graph, export_onnx, load_onnx
 from nas.latency.onnx_graph import image_shape, onnx_digest, parse_onnx
 from nas.latency.runtimes.base import Images, Runtime
 from nas.latency.runtimes.conformance import ConformanceNet
+from nas.latency.runtimes.onnxruntime import OnnxRuntime
+from nas.model.blocks.attention import build_attention
+from nas.space.attention import AttentionPoint
 
 
 class Branching(nn.Module):
@@ -77,6 +81,30 @@ def test_export__batch_stands_in_the_graph(network: nn.Module, batch: int, tmp_p
     (tmp_path / "a.onnx").write_bytes(graph)
     several = np.concatenate([images(seed=seed) for seed in range(batch)])
     assert check_onnx(load_onnx(tmp_path / "a.onnx"), network, several) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        {"kind": "sparse", "tokens": 16},
+        {"kind": "windowed", "window": 4},
+        {"kind": "strided", "stride": 2},
+        {"kind": "lsh", "buckets": 8},
+        {"kind": "deformable", "points": 2},
+        {"kind": "aifi"},
+        {"kind": "psa"},
+    ],
+    ids=lambda point: str(point["kind"]),
+)
+def test_export__batch_is_right_for_every_attention(point: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    block = build_attention(AttentionPoint(**point, gate="none").on((8, 8)), 32, (8, 8)).eval()
+    features = torch.rand(2, 32, 8, 8)
+    graph = export_graph(block, features, "features", ["mixed"])
+    with torch.no_grad():
+        expected = block(features).numpy()
+    found = OnnxRuntime().evaluate(graph, features.numpy())["mixed"]
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_export__no_batch_is_an_error(network: nn.Module) -> None:

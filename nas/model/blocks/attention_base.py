@@ -127,7 +127,7 @@ def attend(
 
 def take(rows: Tensor, index: Tensor, channels: int) -> Tensor:
     """Return the rows (B, K, C) of `rows` (B, N, C) that `index` (B, K) names."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        # Exports have batch 1: one Gather of whole rows, instead of an index for every channel.
+    if torch.jit.is_tracing() and len(rows) == 1:  # type: ignore[attr-defined,no-untyped-call]
+        # One Gather of whole rows, instead of an index for every channel.
         return rows.reshape(-1, channels).index_select(0, index.reshape(-1)).unsqueeze(0)
     return rows.gather(1, index.unsqueeze(2).expand(-1, -1, channels))
