@@ -23,7 +23,9 @@ from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import load_onnx
+from nas.latency.oracle import MeasuringOracle
 from nas.latency.roofline import DevicePeaks
+from nas.latency.table import LatencyTable
 from nas.latency.workload import Workload
 from nas.model.description import Description
 from nas.model.description import describe as describe_architecture
@@ -35,11 +37,13 @@ from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.database import Database
 from nas.searcher.latency_judge import untrained_onnx
 from nas.searcher.loop import search as run_search
+from nas.searcher.profiling import ProfileRequest, profile_space
 from nas.searcher.progress import Listener, Silent
-from nas.searcher.request import Request, Workspace, training_recipe
+from nas.searcher.request import LatencyMode, Request, Workspace, training_recipe
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.score import Score
 from nas.searcher.setting import open_setting
+from nas.searcher.upgrade import Upgrade, upgrade_study
 from nas.space.space import Point
 from nas.space.subject import find_anchor, is_file, read_architecture
 from nas.space.ultralytics import to_ultralytics
@@ -55,6 +59,8 @@ __all__ = [
     "front",
     "layer_list",
     "measure",
+    "measure_study",
+    "profile",
     "resume",
     "search",
     "stored_request",
@@ -99,6 +105,10 @@ def search(
     data: str | None = None,
     space: str = "digits",
     runtime: str | None = None,
+    precision: Sequence[str] | None = None,
+    latency: LatencyMode = "auto",
+    table: str | Path | None = None,
+    prior: str | Path | None = None,
     sampler: str = "tpe",
     evaluations: int | None = None,
     study: str | None = None,
@@ -118,6 +128,11 @@ def search(
         data: COCO JSON or YOLO folder; the embedded digits if None.
         space: name of a shipped search space, or path of a YAML file.
         runtime: runtime of the engines; the hardware's own if None.
+        precision: of the candidates, from the fastest to the most exact; the space's if None.
+        latency: `auto` predicts where that decides, and estimates for a device that is not
+            attached; `measured` does neither.
+        table: folder that `profile` wrote for this device; the workspace's own if None.
+        prior: folder that `profile` wrote in another environment, to predict from at first.
         sampler: `tpe`, `nsga2`, `gp` or `random`.
         evaluations: accuracy evaluations; 60, or 8 if `quick`, if None.
         study: name; an existing one is continued, and nothing stored is repeated.
@@ -141,6 +156,10 @@ def search(
         data=data,
         space=space,
         runtime=runtime,
+        precisions=tuple(precision) if precision else None,
+        latency=latency,
+        table=Path(table) if table else None,
+        prior=Path(prior) if prior else None,
         sampler=sampler,
         evaluations=evaluations,
         study=study,
@@ -299,6 +318,30 @@ def measure(
     return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
 
 
+def measure_study(request: Request, listener: Listener | None = None) -> Upgrade:
+    """Measure what a stored study predicted or estimated, and put its numbers right in place.
+
+    Args:
+        request: from `stored_request`; its hardware must be attached.
+        listener: hears how it goes.
+
+    Raises:
+        As `nas.searcher.upgrade.upgrade_study`.
+    """
+    with Database(request.url) as database:
+        return upgrade_study(request, database, listener or Silent())
+
+
+def profile(request: ProfileRequest, listener: Listener | None = None) -> list[LatencyTable]:
+    """Measure networks that cover a space on an attached device, and write latency tables.
+
+    Raises:
+        As `nas.searcher.profiling.profile_space`.
+    """
+    with Database(request.url) as database:
+        return profile_space(request, database, listener or Silent())
+
+
 def estimate(subject: str | Path, *, hardware: str, workspace: str | Path = "studies") -> Estimate:
     """Estimate the latency of a network on a device that need not be here, from its data sheet.
 
@@ -361,7 +404,7 @@ def train(
     dataset = load_dataset(data, place.cache, quick=quick)
     architecture = read_architecture(str(subject), len(dataset.classes))
     with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
-        bench = Bench(dataset, maker, meter)
+        bench = Bench(dataset, maker, MeasuringOracle(meter, predicts=False))
         folder = place.root / f"trained-{architecture.digest}"
         return train_alone(architecture, bench, recipe, folder, listener)
 
@@ -389,6 +432,10 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
             data=stored["data"],
             space=stored["space"],
             runtime=stored["runtime"],
+            precisions=_tuple(stored.get("precisions")),
+            latency=stored.get("latency", "auto"),
+            table=_path(stored.get("table")),
+            prior=_path(stored.get("prior")),
             sampler=stored["sampler"],
             evaluations=stored["evaluations"],
             study=run.study_name,
@@ -398,6 +445,14 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
             seed=stored["seed"],
             quick=stored["quick"],
         )
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(names) if names else None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _network(subject: str | Path) -> bytes:

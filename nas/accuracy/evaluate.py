@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Weights = Literal["inherited", "fine-tuned", "trained"]
-Artifact = Literal["torch", "engine"]
+Artifact = Literal["torch", "engine", "graph"]
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Images (B, 3, H, W) uint8 -> boxes (B, A, 4) in network pixels, scores (B, A, classes)."""
 

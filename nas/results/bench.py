@@ -9,8 +9,8 @@ import numpy as np
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.evaluate import Accuracy, Weights
 from nas.latency.latency import Latency
-from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import check_onnx
+from nas.latency.oracle import LatencyOracle, Network
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
 from nas.searcher.engines import TrainedGraph, score_engine, trained_graph
@@ -28,12 +28,12 @@ class Bench:
     Attributes:
         dataset: whose images check and score.
         runtime: builds the engines.
-        meter: measures them.
+        oracle: says what they cost.
     """
 
     dataset: Dataset
     runtime: Runtime
-    meter: LatencyMeter
+    oracle: LatencyOracle
 
     def graph(self, detector: Detector, candidate: Candidate) -> TrainedGraph:
         """Export in the candidate's precision; the fp32 graph computes what torch does.
@@ -48,15 +48,14 @@ class Bench:
         return graph
 
     def latency(self, graph: TrainedGraph, candidate: Candidate) -> Latency:
-        """Measure a graph afresh, whatever is stored about its architecture.
+        """Measure a graph afresh, whatever is stored; or estimate it where the device is not here.
 
         Raises:
             EngineError: no engine can be built.
             MeasurementError: the machine was too busy.
         """
-        timing = self.meter.time(graph.engine, candidate.precision)
-        environment = self.meter.environment(candidate.precision)
-        return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
+        network = Network(candidate.architecture.digest, lambda: graph.fp32)
+        return self.oracle.confirm(network, graph.engine, candidate.precision)
 
     def score(
         self, graph: TrainedGraph, candidate: Candidate, split: Split, weights: Weights

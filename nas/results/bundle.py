@@ -147,8 +147,7 @@ From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none
 
 | what | value |
 |---|---|
-| latency | {latency.ms:.3f} ms, 95 % interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}], \
-{latency.source} on this very graph |
+| latency | {_latency(latency)} |
 {_accuracy_rows(bundle.accuracies)}
 | parameters | {counts.parameters:,} (fused) |
 | MACs | {counts.macs:,} at {height} x {width} |
@@ -163,7 +162,7 @@ flatters; the test split was used for this network alone.
 
 {_OUTPUTS.format(height=height, width=width, anchors=anchors, classes=architecture.classes)}\
 {_DUPLICATES[suppression(architecture)]}
-## Where the latency was measured
+## What the latency is true for
 
 | | |
 |---|---|
@@ -176,6 +175,14 @@ Versions: {versions}.
 ```yaml
 {architecture.to_yaml()}```
 """
+
+
+def _latency(latency: Latency) -> str:
+    interval = f"{latency.level:.0%} interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
+    text = f"{latency.ms:.3f} ms, {interval}, {latency.source}"
+    if latency.source == "measured":
+        return f"{text} on this very graph"
+    return f"{text}, NOT MEASURED: the budget is not promised"
 
 
 def _accuracy_rows(accuracies: tuple[Accuracy, ...]) -> str:

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.model.detector import profile
 from nas.results.delivery import Delivered
 from nas.searcher.progress import Status
@@ -150,7 +151,7 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
         winner: number of the trial to mark.
     """
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", show_edge=False)
-    for column in ("", "trial", "mAP50-95", "mAP50", "latency ms [95 %]", "source", "score"):
+    for column in ("", "trial", "mAP50-95", "mAP50", _latency_heading(front), "source", "score"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("parameters", "MACs", "precision", "as in fp32"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -173,6 +174,15 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
     return table
 
 
+def _latency_heading(front: pd.DataFrame) -> str:
+    """Say what the intervals of a front hold: those of estimates hold less."""
+    sources = set(front["latency_source"])
+    if "estimated" not in sources:
+        return f"latency ms [{MEASURED_LEVEL:.0%}]"
+    mixed = "" if len(sources) == 1 else f"{MEASURED_LEVEL:.0%}, estimates "
+    return f"latency ms [{mixed}{ESTIMATED_LEVEL:.0%}]"
+
+
 def delivered_panel(delivered: Delivered) -> Panel:
     """Draw what was delivered, every number with its interval and its source."""
     bundle = delivered.bundle
@@ -181,7 +191,8 @@ def delivered_panel(delivered: Delivered) -> Panel:
     latency = bundle.latency
     table.add_row(
         "latency",
-        f"{_latency(latency.ms, latency.low_ms, latency.high_ms)}, {latency.source} on this graph, "
+        f"{_latency(latency.ms, latency.low_ms, latency.high_ms)} ({latency.level:.0%}), "
+        f"{latency.source} on this graph, "
         f"{latency.environment.runtime} {latency.environment.precision}, "
         f"{latency.environment.device}",
     )
@@ -198,7 +209,8 @@ def delivered_panel(delivered: Delivered) -> Panel:
         f"{counts.parameters:,} parameters, {counts.macs / 1e6:.1f} M MACs at {height} x {width}",
     )
     table.add_row("files", f"{delivered.folder}/: architecture.yaml, model.onnx, card.md")
-    budget = f" keeps {bundle.provenance.budget}" if bundle.provenance.budget else ""
+    keeps = "keeps" if latency.source == "measured" else f"is {latency.source} to keep"
+    budget = f" {keeps} {bundle.provenance.budget}" if bundle.provenance.budget else ""
     trial = "" if delivered.trial is None else f" (trial {delivered.trial})"
     title = f"Detector {bundle.candidate.architecture.digest}{trial}{budget}"
     return Panel(table, title=title, title_align="left", border_style="green")

@@ -26,6 +26,7 @@ from nas.latency.hardware import Hardware
 from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
+from nas.latency.oracle import MeasuringOracle
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive
 from nas.searcher.database import Database
@@ -215,7 +216,8 @@ class _Study:
 
     def _measure(self, listener: Listener) -> dict[str, Latency]:
         """Find or measure the latency of every candidate, by its digest."""
-        judge = LatencyJudge(self._meter, self._database, self._plan.space)
+        oracle = MeasuringOracle(self._meter, predicts=False)
+        judge = LatencyJudge(oracle, self._database, self._plan.space)
         candidates = {one.candidate.digest: one.candidate for one in self._plan.variants}
         listener.stage("Measure the variants", len(candidates))
         latencies = {}

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import pandas as pd
-from sqlalchemy import ScalarSelect, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -258,7 +258,6 @@ class Database:
         precision: str,
         state: State,
         latency: Latency | None = None,
-        latency_key: str | None = None,
         accuracy_id: int | None = None,
         score: float | None = None,
         weights: tuple[float | None, float | None, float | None] = (None, None, None),
@@ -273,7 +272,6 @@ class Database:
             precision: what the artifact computes in.
             state: what became of it.
             latency: what the trial was told, or nothing if it never got so far.
-            latency_key: the candidate's key that the meter was given, if it stored the latency.
             accuracy_id: what `add_accuracy` or `find_accuracy` returned.
             score: the view of the front that was asked for.
             weights: the score's lambda, alpha and beta.
@@ -295,15 +293,17 @@ class Database:
             **dict(zip(("score_lambda", "score_alpha", "score_beta"), weights, strict=True)),
         }
         if latency is not None:
-            row |= {
-                "latency_ms": float(latency.ms),
-                "latency_low_ms": float(latency.low_ms),
-                "latency_high_ms": float(latency.high_ms),
-                "latency_source": latency.source,
-                "environment": latency.environment.digest,
-                "latency_id": _latency_id(latency_key, latency.environment.digest),
-            }
+            row |= _latency_columns(architecture, latency)
         self._upsert(EvaluationRow, row, keys=["study_name", "trial_number"], replace=row)
+
+    def replace_latency(
+        self, study: str, trial: int, *, architecture: str, latency: Latency
+    ) -> None:
+        """Replace the latency of a stored trial, and keep everything else about it."""
+        this = (EvaluationRow.study_name == study) & (EvaluationRow.trial_number == trial)
+        values = _latency_columns(architecture, latency)
+        with self._session() as session:
+            session.execute(update(EvaluationRow).where(this).values(values))
 
     def remove_evaluation(self, study: str, trial: int) -> None:
         """Remove what `add_evaluation` stored of a trial, if anything; measurements stay."""
@@ -510,13 +510,20 @@ def _agreement_of(row: AccuracyRow) -> Agreement | None:
     return Agreement(row.agreement, row.compared_images, row.compared_with)
 
 
-def _latency_id(key: str | None, environment: str) -> ScalarSelect[int] | None:
-    if key is None:
-        return None
-    # The meter's keys in the store name the environment a second time.
-    keys = [key, f"{key}@{environment}"]
+def _latency_columns(architecture: str, latency: Latency) -> dict[str, Any]:
+    """Return a latency as it was told, and the row that it was measured in, if it was."""
+    environment = latency.environment.digest
+    # A meter's keys in the store name the environment a second time.
+    keys = [architecture, f"{architecture}@{environment}"]
     same = (LatencyRow.environment == environment) & LatencyRow.key.in_(keys)
-    return select(LatencyRow.id).where(same).limit(1).scalar_subquery()
+    return {
+        "latency_ms": float(latency.ms),
+        "latency_low_ms": float(latency.low_ms),
+        "latency_high_ms": float(latency.high_ms),
+        "latency_source": latency.source,
+        "environment": environment,
+        "latency_id": select(LatencyRow.id).where(same).limit(1).scalar_subquery(),
+    }
 
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:

@@ -20,11 +20,20 @@ from torch import nn
 from nas import plugins
 from nas.accuracy.dataset import ResizedSplit, Split
 from nas.accuracy.detections import Detections, match_detections
-from nas.accuracy.evaluate import Accuracy, Agreement, Predict, Weights, detections_on, evaluate
+from nas.accuracy.evaluate import (
+    Accuracy,
+    Agreement,
+    Artifact,
+    Predict,
+    Weights,
+    detections_on,
+    evaluate,
+)
 from nas.errors import EngineError, MissingPackageError
 from nas.latency.onnx_export import export_onnx
 from nas.latency.quantization import at_precision
 from nas.latency.runtimes.base import Engine, Runtime
+from nas.latency.runtimes.literal import LiteralRuntime
 from nas.model.detector import Detector, needs_nms
 from nas.space.architecture import Candidate
 
@@ -32,6 +41,7 @@ __all__ = [
     "COMPARED_IMAGES",
     "LEAST_AGREEMENT",
     "TrainedGraph",
+    "artifact_of",
     "doubt_about",
     "engine_predictor",
     "score_engine",
@@ -109,13 +119,22 @@ def score_engine(
     nms = needs_nms(candidate.architecture)
     with runtime.build(graph.engine, candidate.precision) as engine:
         accuracy, detections = evaluate(
-            engine_predictor(engine), resized, weights=weights, artifact="engine", nms=nms
+            engine_predictor(engine),
+            resized,
+            weights=weights,
+            artifact=artifact_of(runtime),
+            nms=nms,
         )
     accuracy = replace(accuracy, agreement=_agreement(graph, resized, detections, nms=nms))
     doubt = doubt_about(accuracy, candidate.precision)
     if doubt and candidate.precision == "fp32":
         raise EngineError(doubt, f"Choose another runtime than {runtime.name}.")
     return accuracy, detections
+
+
+def artifact_of(runtime: Runtime) -> Artifact:
+    """Say what a runtime computes: an engine, or the graph that one would be built from."""
+    return "graph" if isinstance(runtime, LiteralRuntime) else "engine"
 
 
 def doubt_about(accuracy: Accuracy, precision: str) -> str:

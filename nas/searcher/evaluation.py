@@ -17,7 +17,7 @@ from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
 from nas.model.supernet import Supernet, recalibrate
 from nas.searcher.database import Database
-from nas.searcher.engines import doubt_about, score_engine, trained_graph
+from nas.searcher.engines import artifact_of, doubt_about, score_engine, trained_graph
 from nas.searcher.progress import Listener, Silent
 from nas.space.architecture import Architecture, Candidate
 
@@ -69,7 +69,7 @@ class AccuracyJudge:
             data=self._dataset.digest,
             split="validation",
             weights="inherited",
-            artifact="engine",
+            artifact=artifact_of(self._runtime),
             weights_digest=self._weights_digest,
         )
         # Earlier versions stored accuracies of engines that nothing was compared with.

@@ -5,33 +5,46 @@ So it comes first, and costs no training.
 
 from __future__ import annotations
 
+from nas.latency.environment import Environment
 from nas.latency.latency import Latency
-from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import export_onnx
+from nas.latency.oracle import LatencyOracle, Network
 from nas.model.detector import Detector, profile
 from nas.searcher.database import Database
 from nas.space.architecture import Architecture, Candidate
+from nas.units import Budget
 
 __all__ = ["LatencyJudge", "untrained_onnx"]
 
 
 class LatencyJudge:
-    """Knows or measures the latency of candidates, and stores their description."""
+    """Asks an oracle about candidates, and stores their description.
 
-    def __init__(self, meter: LatencyMeter, database: Database, space: str) -> None:
-        self._meter = meter
+    Args:
+        oracle: knows, predicts, measures or estimates.
+        database: keeps the architectures, and the environments that answers are true for.
+        space: digest of the space that the candidates belong to.
+    """
+
+    def __init__(self, oracle: LatencyOracle, database: Database, space: str) -> None:
+        self._oracle = oracle
         self._database = database
         self._space = space
+        self._environments: set[str] = set()
 
-    def __call__(self, candidate: Candidate) -> Latency:
-        """Return the latency of a candidate: the stored one if there is one.
+    def __call__(self, candidate: Candidate, budget: Budget | None = None) -> Latency:
+        """Return the latency of a candidate.
+
+        Args:
+            candidate: what is asked about.
+            budget: see `LatencyOracle.answer`: if there is one, a prediction that decides will do.
 
         Raises:
             ExportError: the network has no ONNX form.
             EngineError: the engine cannot be built.
             MeasurementError: the machine was too busy to time it.
         """
-        architecture, precision = candidate.architecture, candidate.precision
+        architecture = candidate.architecture
         counts = profile(architecture)
         self._database.add_architecture(
             architecture.digest,
@@ -40,10 +53,15 @@ class LatencyJudge:
             parameters=counts.parameters,
             macs=counts.macs,
         )
-        known = self._meter.find(precision, architecture.digest)
-        return known or self._meter.measure(
-            untrained_onnx(architecture), precision, architecture.digest
-        )
+        network = Network(architecture.digest, lambda: untrained_onnx(architecture))
+        latency = self._oracle.answer(network, candidate.precision, budget)
+        self._remember(latency.environment)
+        return latency
+
+    def _remember(self, environment: Environment) -> None:
+        if environment.digest not in self._environments:
+            self._database.add_environment(environment.digest, environment.as_dict())
+            self._environments.add(environment.digest)
 
 
 def untrained_onnx(architecture: Architecture) -> bytes:

@@ -25,6 +25,7 @@ from nas.searcher.setting import Setting
 from nas.searcher.study import Proposal, Study, Told, open_study, study_names
 from nas.searcher.supernets import supernet_digest, trained_supernet
 from nas.space.architecture import Candidate
+from nas.space.space import Label
 
 __all__ = ["search"]
 
@@ -54,7 +55,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         "space": setting.space.digest,
         "data": setting.dataset.digest,
         "hardware": setting.hardware.name,
-        "runtime": setting.runtime.name,
+        "runtime": setting.answers.target,
         "supernet": weights,
     }
     name = request.study or _new_name(setting)
@@ -136,13 +137,18 @@ class _Loop:
                 raise
 
     def _evaluate(self, proposal: Proposal, candidate: Candidate) -> None:
-        latency = self._setting.latency(candidate)
-        if not self._study.budget.admits(latency.ms):
-            self._over += 1
-            self._store(proposal, candidate, "infeasible", latency)
-            self._study.tell_infeasible(proposal, candidate.digest, latency_ms=latency.ms)
+        budget = self._study.budget
+        latency = self._setting.latency(candidate, budget)
+        if not budget.admits(latency.ms):
+            self._tell_over(proposal, candidate, latency)
             return
         row, accuracy = self._judge(candidate)
+        if latency.source == "predicted" and self._study.advances(accuracy.map50_95, latency.ms):
+            # A prediction may leave a candidate out; a front of the attached device is measured.
+            latency = self._setting.latency(candidate)
+            if not budget.admits(latency.ms):
+                self._tell_over(proposal, candidate, latency, row, accuracy)
+                return
         before = [told.number for told in self._study.front()]
         self._store(proposal, candidate, "complete", latency, row, accuracy)
         self._study.tell_feasible(
@@ -151,12 +157,28 @@ class _Loop:
             accuracy=accuracy.map50_95,
             latency_ms=latency.ms,
             mAP50=accuracy.map50,
-            latency_low_ms=latency.low_ms,
-            latency_high_ms=latency.high_ms,
-            latency_source=latency.source,
+            **_described(latency),
         )
         if [told.number for told in self._study.front()] != before:
             self._store_front(proposal.number)
+
+    def _tell_over(
+        self,
+        proposal: Proposal,
+        candidate: Candidate,
+        latency: Latency,
+        row: int | None = None,
+        accuracy: Accuracy | None = None,
+    ) -> None:
+        self._over += 1
+        self._store(proposal, candidate, "infeasible", latency, row, accuracy)
+        self._study.tell_infeasible(
+            proposal,
+            candidate.digest,
+            latency_ms=latency.ms,
+            accuracy=accuracy.map50_95 if accuracy else None,
+            **_described(latency),
+        )
 
     def _store(
         self,
@@ -178,7 +200,6 @@ class _Loop:
             precision=candidate.precision,
             state=state,
             latency=latency,
-            latency_key=_key(candidate, latency) if latency else None,
             accuracy_id=accuracy_id,
             score=value,
             weights=(score.beta, score.alpha, score.beta),
@@ -236,8 +257,12 @@ class _Loop:
         )
 
 
-def _key(candidate: Candidate, latency: Latency) -> str:
-    return f"{candidate.architecture.digest}@{latency.environment.digest}"
+def _described(latency: Latency) -> dict[str, Label]:
+    return {
+        "latency_low_ms": latency.low_ms,
+        "latency_high_ms": latency.high_ms,
+        "latency_source": latency.source,
+    }
 
 
 def _member(told: Told) -> Member:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from nas.accuracy.formats import DIGITS
 from nas.accuracy.training import Recipe
-from nas.errors import InputError
+from nas.errors import InputError, UnknownNameError
 from nas.searcher.connection import sqlite_url
 from nas.searcher.score import Score
 from nas.units import Budget
 
-__all__ = ["Request", "Workspace", "training_recipe"]
+__all__ = ["LatencyMode", "Request", "Workspace", "training_recipe"]
+
+LatencyMode = Literal["auto", "measured"]
+"""As sure as a decision needs, or measured on the device without exception."""
 
 DEFAULT_WORKSPACE = Path("studies")
 _EVALUATIONS, _QUICK_EVALUATIONS = 60, 8
@@ -41,6 +44,11 @@ class Workspace:
         """The user's own devices, in YAML."""
         return self.root / "hardware"
 
+    @property
+    def latency_tables(self) -> Path:
+        """What `nas profile` measured, a folder for each device."""
+        return self.root / "latency_tables"
+
     def supernet(self, digest: str) -> Path:
         """Where the supernet with a digest is kept."""
         return self.cache / "supernets" / f"{digest}.safetensors"
@@ -60,6 +68,10 @@ class Request:
         data: a path, or None for the embedded digits.
         space: the name of a shipped space, or a path.
         runtime: a name among the plug-ins of kind `runtimes`; None takes the hardware's own.
+        precisions: of the candidates; None takes the space's.
+        latency: whether predictions and estimates may stand for measurements.
+        table: folder of latency tables; None takes what the workspace has for the hardware.
+        prior: folder of latency tables of another environment, to predict from at first.
         sampler: a name that `nas.searcher.sampler` knows.
         evaluations: accuracy evaluations that the study shall have in the end; None takes 60, or 8
             if it is quick.
@@ -76,6 +88,10 @@ class Request:
     data: str | None = None
     space: str = "digits"
     runtime: str | None = None
+    precisions: tuple[str, ...] | None = None
+    latency: LatencyMode = "auto"
+    table: Path | None = None
+    prior: Path | None = None
     sampler: str = "tpe"
     evaluations: int | None = None
     study: str | None = None
@@ -88,6 +104,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.evaluations is not None and self.evaluations < 1:
             raise InputError(f"A search needs at least 1 evaluation, got {self.evaluations}.")
+        if self.latency not in get_args(LatencyMode):
+            raise UnknownNameError.of("latency mode", self.latency, get_args(LatencyMode))
         if not 0 <= self.seed < 2**31:
             raise InputError(f"A seed lies in 0..2147483647, got {self.seed}.")
 
@@ -113,6 +131,10 @@ class Request:
             "data": self.data,
             "space": self.space,
             "runtime": self.runtime,
+            "precisions": list(self.precisions) if self.precisions else None,
+            "latency": self.latency,
+            "table": str(self.table) if self.table else None,
+            "prior": str(self.prior) if self.prior else None,
             "sampler": self.sampler,
             "evaluations": self.evaluations,
             "alpha": self.score.alpha,

@@ -30,20 +30,22 @@ def check_budget(setting: Setting, listener: Listener) -> None:
     latencies = sorted(_screen(setting, listener), key=lambda latency: latency.ms)
     budget = setting.request.budget
     admitted = sum(budget.admits(latency.ms) for latency in latencies)
-    share = f"{admitted} of {len(latencies)} measured candidates ({admitted / len(latencies):.0%})"
+    how = "measured" if setting.oracle.measures else latencies[0].source
+    share = f"{admitted} of {len(latencies)} {how} candidates ({admitted / len(latencies):.0%})"
     fastest, slowest = latencies[0], latencies[-1]
     if not admitted:
         raise BudgetError(
-            f"No candidate meets the budget of {budget}: the fastest of {len(latencies)} measured "
-            f"takes {fastest.ms:.3f} ms, 95 % interval [{fastest.low_ms:.3f}, "
+            f"No candidate meets the budget of {budget}: the fastest of {len(latencies)} {how} "
+            f"takes {fastest.ms:.3f} ms, {fastest.level:.0%} interval [{fastest.low_ms:.3f}, "
             f"{fastest.high_ms:.3f}].",
             f"The smallest budget that would work is about {_rounded_up(fastest.high_ms)}.",
         )
     if admitted == len(latencies):
         median = latencies[len(latencies) // 2]
         listener.say(
-            f"The budget of {budget} admits all of {share}; the slowest takes {slowest.ms:.3f} ms. "
-            f"Latency will decide nothing; --budget {_rounded_up(median.ms)} would admit half.",
+            f"The budget of {budget} admits all of {len(latencies)} {how} candidates; the slowest "
+            f"takes {slowest.ms:.3f} ms. Latency will decide nothing; "
+            f"--budget {_rounded_up(median.ms)} would admit half.",
             warning=True,
         )
     else:
@@ -51,7 +53,7 @@ def check_budget(setting: Setting, listener: Listener) -> None:
             f"The budget of {budget} admits {share}; they take {fastest.ms:.3f} to "
             f"{slowest.ms:.3f} ms."
         )
-    for precision, drift in setting.meter.drift.items():
+    for precision, drift in setting.oracle.drift.items():
         if abs(drift) > _LARGEST_DRIFT:
             listener.say(
                 f"The {precision} reference network runs {drift:+.0%} off its stored latency: the "

@@ -14,11 +14,11 @@ import torch
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.formats import load_dataset
 from nas.latency.hardware import Hardware
-from nas.latency.measurable import runtime_for
-from nas.latency.meter import LatencyMeter
+from nas.latency.oracle import LatencyOracle
 from nas.latency.runtimes.base import Runtime
 from nas.searcher.database import Database
 from nas.searcher.latency_judge import LatencyJudge
+from nas.searcher.oracles import Answers, open_answers
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.searcher.sampler import make_sampler
@@ -36,13 +36,26 @@ class Setting:
     """Everything that a search works with, opened and checked."""
 
     request: Request
-    space: SearchSpace
+    answers: Answers
     dataset: Dataset
     hardware: Hardware
-    runtime: Runtime
     database: Database
     latency: LatencyJudge
-    meter: LatencyMeter
+
+    @property
+    def space(self) -> SearchSpace:
+        """What is searched: the part of the space that can be answered for."""
+        return self.answers.space
+
+    @property
+    def oracle(self) -> LatencyOracle:
+        """Answers what candidates cost."""
+        return self.answers.oracle
+
+    @property
+    def runtime(self) -> Runtime:
+        """Builds the engines that are scored."""
+        return self.answers.runtime
 
     @property
     def classes(self) -> int:
@@ -62,7 +75,7 @@ class Setting:
             "data": self.dataset.digest,
             "recipe": self.request.recipe().digest,
             "hardware": self.hardware.name,
-            "runtime": self.runtime.name,
+            "runtime": self.answers.target,
             "budget_ms": self.request.budget.latency_ms,
             "seed": self.request.seed,
             "versions": installed_versions(),
@@ -82,24 +95,15 @@ def open_setting(request: Request, listener: Listener) -> Iterator[Setting]:
     make_sampler(request.sampler, request.seed, 0)  # an unknown name costs nothing yet
     whole = load_space(request.space)
     hardware = Hardware.named(request.hardware, request.workspace.hardware)
-    runtime = runtime_for(hardware, request.runtime)
-    space = whole.within(runtime.precisions)
-    if left_out := [one for one in whole.precisions if one not in space.precisions]:
-        listener.say(
-            f"Candidates in {', '.join(left_out)} are left out of the space: {runtime.name} has "
-            f"{', '.join(runtime.precisions)}.",
-            warning=True,
-        )
     with Database(request.url) as database:
+        answers = open_answers(request, hardware, whole, database, listener)
         listener.stage("Read the data", 0)
         dataset = load_dataset(request.data, request.workspace.cache, quick=request.quick)
         if text := str(dataset.report):
             listener.say(text)
-        with LatencyMeter(
-            hardware, runtime, precisions=space.precisions, store=database, isolated=True
-        ) as meter:
-            latency = LatencyJudge(meter, database, space.digest)
-            yield Setting(request, space, dataset, hardware, runtime, database, latency, meter)
+        with answers.oracle as oracle:
+            latency = LatencyJudge(oracle, database, answers.space.digest)
+            yield Setting(request, answers, dataset, hardware, database, latency)
 
 
 def installed_versions() -> dict[str, str]:

@@ -26,14 +26,13 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -44,6 +43,7 @@ from nas.searcher.connection import LockedError, engine_options, exclusive, set_
 from nas.searcher.database import Database
 from nas.searcher.migrations import SCHEMA_LOCK
 from nas.searcher.points import Parameters, encode, suggest
+from nas.searcher.rewriting import finish_rewriting, name_metrics
 from nas.searcher.sampler import make_sampler
 from nas.searcher.trials import PLACEHOLDER, Proposal, Told, in_range, plain, told_of
 from nas.space.front import front_indices
@@ -133,6 +133,14 @@ class Study:
         accuracies = np.array([told.accuracy for told in feasible], dtype=np.float64)
         latencies = np.array([told.latency_ms for told in feasible], dtype=np.float64)
         return [feasible[index] for index in front_indices(accuracies, latencies)]
+
+    def advances(self, accuracy: float, latency_ms: float) -> bool:
+        """Whether a candidate with these values would be on the front."""
+        return self.budget.admits(latency_ms) and not any(
+            one.accuracy >= accuracy and one.latency_ms <= latency_ms
+            for one in self.front()
+            if one.accuracy is not None and one.latency_ms is not None
+        )
 
     def tell_feasible(
         self,
@@ -367,6 +375,7 @@ def _check_name(name: str) -> None:
 
 
 def _create(storage: RDBStorage, name: str, fingerprint: Mapping[str, str]) -> optuna.Study:
+    finish_rewriting(storage, name)
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -375,9 +384,7 @@ def _create(storage: RDBStorage, name: str, fingerprint: Mapping[str, str]) -> o
         sampler=RandomSampler(seed=0),  # replaced as soon as the number of trials is known
     )
     if "fingerprint" not in study.user_attrs and not study.get_trials(deepcopy=False):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(list(OBJECTIVES))
+        name_metrics(study, OBJECTIVES)
         study.set_user_attr("fingerprint", dict(fingerprint))
     _check_fingerprint(study, fingerprint)
     return study

@@ -28,7 +28,7 @@ dense attention; without insertion, k has no effect): compare candidates by dige
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -129,6 +129,51 @@ class SearchSpace:
         }
         lowest = {"min": {**self.anchors["min"], name: next(iter(options))}}
         return replace(self, options={**self.options, name: options}, anchors={**anchors, **lowest})
+
+    def in_precisions(self, precisions: Sequence[str]) -> SearchSpace:
+        """Return the same networks in these precisions, whatever the space says itself.
+
+        Args:
+            precisions: from the fastest to the most exact; with several, each is a candidate's
+                choice.
+
+        Raises:
+            SpaceError: none is named, or the space has another choice of that name.
+        """
+        names = tuple(dict.fromkeys(precisions))
+        before = Reference.of(self._template["precision"])
+        options = {
+            name: one for name, one in self.options.items() if not self._only_for(before, name)
+        }
+        if not names or "precision" in options:
+            raise SpaceError(
+                f"The precisions of the space {self.name!r} cannot be set to {list(names)}: "
+                "at least one is needed, and none of its choices may be called 'precision'.",
+                "Name a precision, or write them into the space.",
+            )
+        added: dict[str, Mapping[Label, _Option]] = {}
+        stated = names[0]
+        if len(names) > 1:
+            added, stated = {"precision": {name: name for name in names}}, "$precision"
+        anchors = {
+            anchor: {
+                **{name: label for name, label in point.items() if name in options},
+                **dict.fromkeys(added, names[0 if anchor == "min" else -1]),
+            }
+            for anchor, point in self.anchors.items()
+        }
+        template = {**self._template, "precision": stated}
+        return replace(self, options={**options, **added}, anchors=anchors, _template=template)
+
+    def _only_for(self, precision: Reference | None, name: str) -> bool:
+        """Whether a choice says the precision and nothing else."""
+        if precision is None or precision.choice != name:
+            return False
+        rest = {**self._template, "precision": None}
+        users = [rest, *(one for other, one in self.options.items() if other != name)]
+        return not any(
+            name == one.choice for node in users for one in Reference.within(node).values()
+        )
 
     @cached_property
     def digest(self) -> str:

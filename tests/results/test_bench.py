@@ -9,6 +9,7 @@ from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.errors import EngineError
 from nas.latency.hardware import Hardware
 from nas.latency.meter import LatencyMeter
+from nas.latency.oracle import MeasuringOracle
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.model.blocks.head import ClassPredictor
 from nas.model.detector import Detector
@@ -25,7 +26,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     recipe = DigitsRecipe(train=8, validation=6, test=1, size=64)
     dataset = digits_dataset(recipe, tmp_path_factory.mktemp("digits"))
     runtime = OpenVinoRuntime()
-    return Bench(dataset, runtime, LatencyMeter(Hardware.named("cpu"), runtime))
+    return Bench(dataset, runtime, MeasuringOracle(LatencyMeter(Hardware.named("cpu"), runtime)))
 
 
 def _candidate(precision: str) -> Candidate:

@@ -411,10 +411,10 @@ def test_accuracy__comes_back_as_it_was_and_is_stored_once(database, agreement):
 
 def test_evaluations__one_row_per_trial_with_all_that_is_known(database):
     digest = add_architecture(database)
-    database.add_latency("key", LATENCY, TIMING)
+    database.add_latency(digest, LATENCY, TIMING)
     accuracy_id = database.add_accuracy(digest, "int8", ACCURACY, data="d", seconds=3.0)
     known = {"architecture": digest, "precision": "int8"}
-    told = {"latency": LATENCY, "latency_key": "key", "accuracy_id": accuracy_id, "score": 0.3}
+    told = {"latency": LATENCY, "accuracy_id": accuracy_id, "score": 0.3}
     for _ in range(2):
         database.add_evaluation(
             "s", 0, **known, **told, state="complete", weights=(0.1, None, None)
@@ -438,7 +438,7 @@ def test_evaluations__one_row_per_trial_with_all_that_is_known(database):
 def test_evaluations__keep_the_latency_that_was_told(database):
     digest = add_architecture(database)
     predicted = replace(LATENCY, ms=9.0, high_ms=9.5, source="predicted")
-    database.add_latency("key", predicted, None)
+    database.add_latency(digest, predicted, None)
     database.add_evaluation(
         "s",
         0,
@@ -446,9 +446,8 @@ def test_evaluations__keep_the_latency_that_was_told(database):
         precision="int8",
         state="infeasible",
         latency=predicted,
-        latency_key="key",
     )
-    database.add_latency("key", LATENCY, TIMING)
+    database.add_latency(digest, LATENCY, TIMING)
     (row,) = database.evaluations("s").to_dict("records")
     assert (row["latency_ms"], row["latency_source"]) == (9.0, "predicted")
 

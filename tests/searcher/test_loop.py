@@ -12,6 +12,7 @@ import pytest
 
 from nas.latency.clock import ClockSettings
 from nas.latency.meter import LatencyMeter
+from nas.latency.oracle import MeasuringOracle
 from nas.model.supernet import Supernet
 from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.loop import search
@@ -101,8 +102,11 @@ def test_search__engine_that_crashes_costs_one_candidate(
         settings=QUICK,
         isolated=True,
     ) as meter:
-        latency = LatencyJudge(meter, setting.database, setting.space.digest)
-        result = search(dataclasses.replace(setting, meter=meter, latency=latency), _Arming(marker))
+        oracle = MeasuringOracle(meter, predicts=False)
+        latency = LatencyJudge(oracle, setting.database, setting.space.digest)
+        answers = dataclasses.replace(setting.answers, oracle=oracle)
+        crashing = dataclasses.replace(setting, answers=answers, latency=latency)
+        result = search(crashing, _Arming(marker))
     states = result.evaluations["state"].value_counts()
     assert marker.read_text() == "done"
     assert states["failed"] == 1

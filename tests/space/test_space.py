@@ -400,6 +400,34 @@ def test_within__nothing_that_can_run(shipped_yolo_nas: SearchSpace) -> None:
     assert "fp16 can" in str(raised.value)
 
 
+def test_in_precisions__one_is_fixed(shipped_yolo_nas: SearchSpace) -> None:
+    space = shipped_yolo_nas.in_precisions(["fp16"])
+    assert space.precisions == ("fp16",)
+    assert "precision" not in space.choices
+    assert space.size * 3 == shipped_yolo_nas.size
+    assert space.candidate(space.anchors["S"], CLASSES).precision == "fp16"
+
+
+def test_in_precisions__several_are_a_choice() -> None:
+    digits = load_space("digits")
+    space = digits.in_precisions(["int8", "bf16"])
+    assert space.precisions == ("int8", "bf16")
+    assert space.size == 2 * digits.size
+    assert space.candidate(space.anchors["min"], CLASSES).precision == "int8"
+    assert space.candidate(space.anchors["max"], CLASSES).precision == "bf16"
+    assert space.digest != digits.digest
+    same = space.candidate(space.anchors["max"], CLASSES).architecture
+    assert same == digits.candidate(digits.anchors["max"], CLASSES).architecture
+
+
+def test_in_precisions__none_or_unknown_is_an_error() -> None:
+    with pytest.raises(SpaceError, match="at least one"):
+        load_space("digits").in_precisions([])
+    space = load_space("digits").in_precisions(["int9"])
+    with pytest.raises(SpaceError, match="int9"):
+        space.candidate(space.anchors["min"], CLASSES)
+
+
 @pytest.fixture
 def shipped_yolo_nas() -> SearchSpace:
     return load_space("yolo_nas")

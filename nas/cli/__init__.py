@@ -1,0 +1,38 @@
+"""The command line: parse, call, print. What a command does lives in `nas.api`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before any library starts its threads: two threads spin against each other as soon as anything
+# else runs on the machine, and one thread is what the clock can time exactly.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from rich.markup import escape
+
+from nas.cli.options import app, err
+from nas.errors import NasError
+
+# isort: split
+# In the order in which the help lists their commands.
+from nas.cli import studies
+
+# isort: split
+from nas.cli import networks
+
+# isort: split
+from nas.cli import devices
+
+__all__ = ["app", "devices", "main", "networks", "studies"]
+
+
+def main() -> None:
+    """Run a command; an error of ours is one clear message and exit code 1."""
+    try:
+        app()
+    except NasError as error:
+        err.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False)
+        if error.remedy:
+            err.print(f"[bold]remedy:[/] {escape(error.remedy)}", highlight=False)
+        sys.exit(1)
