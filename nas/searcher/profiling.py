@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from nas.space.space import SearchSpace, load_space
 
 __all__ = ["ProfileRequest", "profile_space"]
 
-_POOL = 8  # candidates to choose from, for each that is measured
+_CANDIDATES = 4  # to choose from, for each network that is measured
 _CLASSES = 80
 
 
@@ -42,6 +43,7 @@ class ProfileRequest:
         hardware: a device that is attached.
         space: name or path of the search space.
         measurements: networks to measure, in each precision.
+        candidates: random networks to choose them from; None takes 4 times as many.
         runtime: a name among the plug-ins; None takes the hardware's own.
         precisions: None takes those of the space that the runtime has.
         classes: of the networks.
@@ -57,6 +59,7 @@ class ProfileRequest:
     hardware: str = "cpu"
     space: str = "digits"
     measurements: int = 40
+    candidates: int | None = None
     runtime: str | None = None
     precisions: tuple[str, ...] | None = None
     classes: int = _CLASSES
@@ -71,6 +74,16 @@ class ProfileRequest:
                 f"A latency table needs at least {LEAST_SAMPLES} measurements to predict from, "
                 f"got {self.measurements}."
             )
+        if self.pool < self.measurements:
+            raise InputError(
+                f"{self.measurements} networks cannot be chosen from {self.pool}.",
+                "Ask for more candidates, or measure fewer.",
+            )
+
+    @property
+    def pool(self) -> int:
+        """Candidates to choose from."""
+        return self.candidates or _CANDIDATES * self.measurements
 
     @property
     def url(self) -> str:
@@ -131,23 +144,24 @@ _Chosen = list[tuple[Architecture, Network]]
 def _covering(request: ProfileRequest, space: SearchSpace, listener: Listener) -> _Chosen:
     """Choose the networks whose latencies tell the most about all others."""
     generator = np.random.default_rng(request.seed)
-    wanted = _POOL * request.measurements
-    points = [*space.anchors.values(), *(space.sample(generator) for _ in range(wanted))]
+    points = [*space.anchors.values(), *(space.sample(generator) for _ in range(request.pool))]
     found = {}
     for point in points:
         architecture = space.candidate(point, request.classes).architecture
         found[architecture.digest] = architecture
-    listener.stage("Look at the space", len(found))
-    pool = []
-    for done, (digest, architecture) in enumerate(found.items(), start=1):
-        network = Network(digest, lambda one=architecture: untrained_onnx(one))  # type: ignore[misc]
-        _ = network.features
-        pool.append((architecture, network))
+    pool = [
+        (architecture, Network(digest, partial(untrained_onnx, architecture)))
+        for digest, architecture in found.items()
+    ]
+    listener.stage("Look at the space", len(pool))
+    features = []
+    for done, (_, network) in enumerate(pool, start=1):
+        features.append(network.features)
         listener.advance(done)
-    features = np.stack([network.features for _, network in pool])
-    anchors = range(min(len(space.anchors), len(pool)))
-    rest = cover(features, max(request.measurements - len(anchors), 0), chosen=list(anchors))
-    return [pool[index] for index in [*anchors, *rest][: request.measurements]]
+    anchors = list(range(min(len(space.anchors), request.measurements)))
+    wanted = min(request.measurements, len(pool)) - len(anchors)
+    rest = cover(np.stack(features), wanted, chosen=anchors)
+    return [pool[index] for index in (*anchors, *rest)]
 
 
 def _rows(
