@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from replay.catalog import (
     null_models,
     optuna_gp,
     optuna_methods,
+    ours,
     yolobench_groups,
 )
 from replay.report import draw, figures, goals, markdown
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the processes that are started
     console, elapsed = Console(width=200), Elapsed()
-    groups = tuple(group for group in _groups(asked) if asked.only in group.name)
+    found = [group for group in _groups(asked) if re.search(asked.only, group.name)]
+    groups = tuple(sorted(found, key=lambda group: group.name not in NAMED))
     methods = {group.name: _methods(group, asked) for group in groups}
     _ignored_by_git(asked.kept)
     plan = Plan(groups, methods, asked.kept)
@@ -79,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nb201", type=Path, help="NAS-Bench-201 as CSV or parquet")
     parser.add_argument("--quick", action="store_true", help="2 seeds of some tables, without GP")
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--only", default="", help="groups whose name contains this")
+    parser.add_argument("--only", default="", help="groups whose name this pattern finds")
     parser.add_argument("--no-gp", action="store_true", help="leave Optuna's GPSampler out")
+    parser.add_argument("--method", default="", help="methods whose name this pattern finds")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder of finished searches")
     parser.add_argument("--name", default="tabular", help="of the files in benchmarks/results")
@@ -100,10 +104,10 @@ def _methods(group: Group, asked: argparse.Namespace) -> tuple[Method, ...]:
     named = group.name in NAMED
     seeds = 2 if asked.quick else asked.seeds
     some = min(seeds, seeds if named else 10)
-    found = [*baselines(seeds), *null_models(), *optuna_methods(some)]
+    found = [ours(seeds, most=120), *baselines(seeds), *null_models(), *optuna_methods(some)]
     if named and not (asked.no_gp or asked.quick):
         found.append(optuna_gp(10, most=100))
-    return tuple(found)
+    return tuple(method for method in found if re.search(asked.method, method.name))
 
 
 def _ignored_by_git(folder: Path) -> None:
@@ -114,7 +118,7 @@ def _ignored_by_git(folder: Path) -> None:
 def _write(
     console: Console, asked: argparse.Namespace, result: dict[str, Any], samples: list[Sample]
 ) -> None:
-    text, reached = markdown(result), goals(result)
+    text, reached = markdown(result), [] if asked.quick else goals(result)
     gp = [run.cpu_s for one in samples if one.method == "optuna_gp" for run in one.runs]
     cpu = sum(run.cpu_s for one in samples for run in one.runs)
     cost = {"cpu_s_without_gp": round(cpu - sum(gp), 1), "cpu_s_gp": round(sum(gp), 1)}

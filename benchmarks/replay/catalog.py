@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from nas.searcher import proposing
 
-from .optuna_search import OptunaSearch
+from .optuna_search import OptunaSearch, gp, nsga2, tpe
+from .ours import Ours
 from .runs import Group, Method
-from .strategies import Descending, Evolution, LocalSearch, RandomSearch, Strategy, in_turns
+from .strategies import Evolution, LocalSearch, RandomSearch, in_turns, most_macs, slowest
 from .tables import Table
-from .tasks import Pool, median_budget, one_budget_each, unconstrained, whole_front
+from .tasks import median_budget, one_budget_each, unconstrained, whole_front
 
 NULL_MODELS = ("slowest_first", "most_macs_first")
 OPTUNA = ("optuna_tpe", "optuna_nsga2", "optuna_gp")
 
 _HERE = Path(__file__).parent
 _OWN = tuple(_HERE / f"{name}.py" for name in ("strategies", "tasks", "runs", "tables"))
-_OPTUNA = (*_OWN, _HERE / "optuna_search.py", Path(__file__))
+_OPTUNA = (*_OWN, _HERE / "optuna_search.py")
+_OURS = (*_OWN, _HERE / "ours.py", Path(proposing.__file__).parent)
 
 
 def nb201_groups(table: Table, queries: int = 200) -> list[Group]:
@@ -53,47 +54,26 @@ def baselines(seeds: int) -> list[Method]:
 
 
 def null_models() -> list[Method]:
-    """What learns from no accuracy: the first query is the model's answer."""
+    """What learns from no accuracy: the first query of a budget is the model's answer."""
     return [
-        Method("slowest_first", _slowest, 1, _OWN),
-        Method("most_macs_first", _most_macs, 1, _OWN),
+        Method("slowest_first", partial(in_turns, slowest), 1, _OWN),
+        Method("most_macs_first", partial(in_turns, most_macs), 1, _OWN),
     ]
+
+
+def ours(seeds: int, most: int) -> Method:
+    """What this project searches with."""
+    return Method("autonac", Ours, seeds, _OURS, most)
 
 
 def optuna_methods(seeds: int) -> list[Method]:
     """Optuna's samplers but for the Gaussian process."""
     return [
-        Method("optuna_tpe", partial(_optuna, _tpe), seeds, _OPTUNA),
-        Method("optuna_nsga2", partial(_optuna, _nsga2), seeds, _OPTUNA),
+        Method("optuna_tpe", partial(OptunaSearch, sampler=tpe), seeds, _OPTUNA),
+        Method("optuna_nsga2", partial(OptunaSearch, sampler=nsga2), seeds, _OPTUNA),
     ]
 
 
 def optuna_gp(seeds: int, most: int) -> Method:
     """Optuna's Gaussian process: a hundred times the cost of the others."""
-    return Method("optuna_gp", partial(_optuna, _gp, refusals=10), seeds, _OPTUNA, most)
-
-
-def _optuna(
-    sampler: Callable[[int], BaseSampler], pool: Pool, seed: int, refusals: int = 100
-) -> Strategy:
-    return OptunaSearch(pool, seed, sampler, refusals=refusals)
-
-
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(multivariate=True, constant_liar=True, seed=seed)
-
-
-def _nsga2(seed: int) -> BaseSampler:
-    return NSGAIISampler(population_size=20, seed=seed)
-
-
-def _gp(seed: int) -> BaseSampler:
-    return GPSampler(seed=seed, warn_independent_sampling=False)
-
-
-def _slowest(pool: Pool, _: int) -> Strategy:
-    return Descending(pool, pool.latency_ms)
-
-
-def _most_macs(pool: Pool, _: int) -> Strategy:
-    return Descending(pool, pool.macs)
+    return Method("optuna_gp", partial(OptunaSearch, sampler=gp, refusals=10), seeds, _OPTUNA, most)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import Trial
 
@@ -40,7 +40,6 @@ class OptunaSearch(Strategy):
         pool: Pool,
         seed: int,
         sampler: Callable[[int], BaseSampler],
-        *,
         refusals: int = REFUSALS,
     ) -> None:
         super().__init__(pool, seed)
@@ -108,3 +107,18 @@ class OptunaSearch(Strategy):
         self._trial = self.study.ask()
         self._row(self._trial)
         return row
+
+
+def tpe(seed: int) -> BaseSampler:
+    """Return the sampler that models all choices jointly."""
+    return TPESampler(multivariate=True, constant_liar=True, seed=seed)
+
+
+def nsga2(seed: int) -> BaseSampler:
+    """Return the sampler with generations of 20: those of 50, the default, found less."""
+    return NSGAIISampler(population_size=20, seed=seed)
+
+
+def gp(seed: int) -> BaseSampler:
+    """Return the sampler with its defaults."""
+    return GPSampler(seed=seed, warn_independent_sampling=False)

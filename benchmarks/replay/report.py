@@ -162,14 +162,13 @@ def _rows(about: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
         nulls = {name: _after(methods[name], 1) for name in NULL_MODELS if name in methods}
         return [
             ("8 budgets: mean regret after 20 / 40", cells),
-            ("the same after 1 query: the null models", nulls),
+            ("the same after 1: the null models", nulls),
         ]
-    cells = {name: _after(one, 60) for name, one in methods.items() if name not in NULL_MODELS}
+    cells = {name: _after(one, 60) for name, one in methods.items()}
     needed = about.get("queries_to_the_regret_of_ours_at_60", {})
     counts = {
         name: str(count) if count else f"> {methods[name]['regret']['queries'][-1]}"
         for name, count in needed.items()
-        if name not in NULL_MODELS
     }
     return [
         ("front: mean regret over 8 budgets after 60", cells),

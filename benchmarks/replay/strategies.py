@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -167,13 +167,22 @@ class InTurns(Strategy):
         return self._parts[self._turn % len(self._parts)]
 
 
-def in_turns(kind: type[Any], pool: Pool, seed: int) -> Strategy:
+def in_turns(kind: Callable[[Pool, int], Strategy], pool: Pool, seed: int) -> Strategy:
     """Make one search of a kind, or one for each budget of a front."""
     if not pool.budgets_ms:
-        strategy: Strategy = kind(pool, seed)
-        return strategy
+        return kind(pool, seed)
     parts = [kind(_within(pool, ms), seed * 97 + i) for i, ms in enumerate(pool.budgets_ms)]
     return InTurns(parts, pool)
+
+
+def slowest(pool: Pool, _: int) -> Strategy:
+    """Query the slowest networks within the budget, one after the other."""
+    return Descending(pool, pool.latency_ms)
+
+
+def most_macs(pool: Pool, _: int) -> Strategy:
+    """Query the networks within the budget that multiply most."""
+    return Descending(pool, pool.macs)
 
 
 def _within(pool: Pool, budget_ms: float) -> Pool:

@@ -93,7 +93,7 @@ def yolobench(data_set: str) -> Table:
         f"yolobench_{data_set}",
         choices,
         codes,
-        100.0 * data[ACCURACIES[data_set]].to_numpy(np.float64),
+        np.asarray(100.0 * data[ACCURACIES[data_set]], dtype=np.float64),
         {device: data[column].to_numpy(float) for device, column in LATENCIES.items()},
         (depth * width**2 * side**2).to_numpy(float),
     )

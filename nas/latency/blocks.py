@@ -6,6 +6,7 @@ or not at all.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,17 @@ import numpy.typing as npt
 from nas.errors import MeasurementError
 from nas.latency.throttling import Sight, unfit
 
-__all__ = ["Interval", "Samples", "Turn", "counting", "interval", "reasons", "throttles", "too_few"]
+__all__ = [
+    "Interval",
+    "Samples",
+    "Turn",
+    "counting",
+    "interval",
+    "percentiles",
+    "reasons",
+    "throttles",
+    "too_few",
+]
 
 Samples = npt.NDArray[np.float64]
 """(samples,) ns per run."""
@@ -96,16 +107,44 @@ def interval(turns: Sequence[Turn], percentile: float, seed: int) -> Interval:
     The estimate is that percentile of the first callable's samples, divided by that of the second
     one's if there are two.
     """
-    draws = np.random.default_rng(seed).integers(len(turns), size=(_RESAMPLES, len(turns)))
-    draws = np.concatenate([np.arange(len(turns))[None], draws])  # row 0: as it happened
-    found = []
-    for blocks in zip(*(turn.samples for turn in turns), strict=True):
-        drawn = np.stack(blocks)[draws].reshape(len(draws), -1)
-        found.append(np.percentile(drawn, percentile, axis=1))
+    blocks = len(turns)
+    # How often each turn is drawn; row 0 is what happened.
+    drawn = np.random.default_rng(seed).multinomial(blocks, [1 / blocks] * blocks, _RESAMPLES)
+    drawn = np.concatenate([np.ones((1, blocks), drawn.dtype), drawn])
+    found = [
+        _quantiles(np.stack(samples), drawn, percentile)
+        for samples in zip(*(turn.samples for turn in turns), strict=True)
+    ]
     estimates = found[0] / found[1] if len(found) > 1 else found[0]
     middle = float(estimates[0])
     low, high = np.percentile(estimates[1:], [2.5, 97.5])
     return middle, min(float(low), middle), max(float(high), middle)
+
+
+def percentiles(samples: Samples, wanted: Sequence[float]) -> list[float]:
+    """Return percentiles that are samples, not values between two: as `interval` estimates."""
+    return [float(one) for one in np.percentile(samples, wanted, method="inverted_cdf")]
+
+
+def _quantiles(blocks: Samples, drawn: npt.NDArray[np.int64], percentile: float) -> Samples:
+    """Return the percentile of each resample.
+
+    Sorting once and counting, among the lowest samples first, is many times as fast as a percentile
+    for each resample.
+
+    Args:
+        blocks: (blocks, samples).
+        drawn: (resamples, blocks), how often each block is in the resample.
+        percentile: which one.
+    """
+    order = np.argsort(blocks, axis=None)
+    rank = max(1, math.ceil(percentile / 100 * blocks.size))
+    for lowest in (10 * rank, blocks.size):  # the first is enough unless few blocks have them all
+        count = drawn[:, order[:lowest] // blocks.shape[1]].cumsum(axis=1)
+        if count[:, -1].min() >= rank:
+            break
+    found: Samples = blocks.ravel()[order[(count >= rank).argmax(axis=1)]]
+    return found
 
 
 def _faults(turns: Sequence[Turn]) -> list[str | None]:

@@ -52,6 +52,7 @@ from nas.latency.blocks import (
     Turn,
     counting,
     interval,
+    percentiles,
     reasons,
     throttles,
     too_few,
@@ -84,7 +85,7 @@ _ALONE_CPUS = 1.1
 # Above this many CPUs that others keep busy, the wall clock of a processor is not to be trusted.
 _QUIET_CPUS = 0.1
 # More samples per block say little more, and cost time in the bootstrap.
-_MOST_SAMPLES = 10
+_MOST_SAMPLES = 50
 # A coarse clock stands still for many readings before it steps.
 _STEPS, _MOST_READINGS = 50, 200_000
 # A warm-up that takes so many runs has a clock that stands still.
@@ -247,9 +248,8 @@ class Clock:
     ) -> Timing:
         """Bring a series of the candidate and the reference to the reference's scale."""
         ratio, low, high = series.interval
-        # ns of this measurement -> ms on the scale of the calibrated reference
-        scale = ratio * reference_ms / self._estimate(series.samples)
-        p50, p90, p99 = (float(one) * scale for one in np.percentile(series.samples, [50, 90, 99]))
+        found = percentiles(series.samples, [self._percentile, 50, 90, 99])
+        p50, p90, p99 = (ratio * reference_ms * one / found[0] for one in found[1:])
         return Timing(
             ms=ratio * reference_ms,
             low_ms=low * reference_ms,
@@ -400,9 +400,6 @@ class Clock:
         # Less than the cost of a reading is a short run; less than nothing is a broken clock.
         exact = np.where(durations < 0, durations, np.maximum(durations - self._read_ns, 1.0))
         return exact / runs, cpu / max(wall, 1)
-
-    def _estimate(self, samples: Samples) -> float:
-        return float(np.percentile(samples, self._percentile))
 
     @property
     def _percentile(self) -> float:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +30,7 @@ __all__ = ["DeviceLock", "lock_folder"]
 
 _LOOK_AGAIN_S = 0.01
 _LONGEST_NAME = 40
+_LOGGER = logging.getLogger(__name__)
 
 
 def lock_folder() -> Path:
@@ -40,17 +41,13 @@ def lock_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"nas-{os.getuid() if hasattr(os, 'getuid') else 0}"
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-
-
 class DeviceLock:
     """The right to measure on a device.
 
     Args:
         device: what names it on this machine.
         folder: where lock files lie; the user's if None.
-        on_wait: hears once per wait that the device is taken; a warning if None.
+        on_wait: hears once per wait that the device is taken; the log of this module if None.
         notice_s: wall seconds before it hears it.
         limit_s: wall seconds after which waiting is an error.
 
@@ -76,7 +73,7 @@ class DeviceLock:
         folder = folder or lock_folder()
         self.path = folder / f"{name}.lock"
         self._queue = folder / f"{name}.queue"
-        self._on_wait = on_wait or _warn
+        self._on_wait = on_wait or _LOGGER.warning
         self._notice_s = notice_s
         self._limit_s = limit_s
 

@@ -104,7 +104,7 @@ class LatencyMeter:
         around: what is timed with the network; nothing if None.
         strict: refuse figures of the wall clock on a processor that others use, too. Otherwise they
             are marked, and warned about.
-        on_wait: hears that another process measures on the device; a warning if None.
+        on_wait: hears that another process measures on the device; the log if None.
 
     Raises:
         UnknownNameError: the runtime does not have one of the precisions, or there is no such
@@ -263,11 +263,14 @@ class LatencyMeter:
         return self._measurer.measure(onnx, precision, scale_ms, self._around)
 
     def _complain(self, timing: Timing) -> None:
-        said = f"Others kept {timing.other_load:.1f} CPUs busy while the wall clock ran."
         remedy = "Measure on an idle machine, or with one thread, which is timed by CPU time."
         if self._strict:
-            raise MeasurementError(said, remedy)
-        warnings.warn(f"{said} The latency is not to be trusted. {remedy}", stacklevel=3)
+            raise MeasurementError(
+                f"Others kept {timing.other_load:.1f} CPUs busy while the wall clock ran.", remedy
+            )
+        # Without a figure, so that Python says it once and not for each candidate.
+        said = "Others used the processor while the wall clock ran: latencies are too high."
+        warnings.warn(f"{said} {remedy}", stacklevel=4)
 
     def _key(self, precision: str, key: str) -> str:
         return f"{key}@{self.environment(precision).digest}"

@@ -49,8 +49,8 @@ class Timing:
         converged: whether the interval is as narrow as was wanted.
         other_load: CPUs that other processes kept busy meanwhile; None where Linux does not tell.
         p50_ms: median of the candidate's runs in the blocks that count, scaled as `ms` is, so that
-            the four can be compared. Hot runs of less than a millisecond are timed several at a
-            time, and then each counts with their mean.
+            the four can be compared. Hot runs of less than a fiftieth of a block (0.2 ms) are timed
+            several at a time, and then each counts with their mean.
         p90_ms: 90th percentile; of fewer than 10 runs, nearly the slowest one.
         p99_ms: 99th percentile; of fewer than 100 runs, nearly the slowest one.
         rejected_by: reason -> pairs of blocks that were thrown away for it.

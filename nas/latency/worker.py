@@ -19,7 +19,6 @@ CPU time that the clock reads is then the child's, where nothing but the engines
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -30,10 +29,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -41,13 +38,13 @@ from typing import Any, NoReturn, TypeVar
 from nas import errors
 from nas.errors import EngineError, InputError, NasError
 from nas.latency.clock import Elapsed
-from nas.latency.measurer import Around, Measurer, Stage
+from nas.latency.measurer import Around, Stage
 from nas.latency.runtimes.base import Runtime
 from nas.latency.timing import Calibration, ClockSettings, ProtocolName, Timing, protocol_name
+from nas.latency.worker_child import REMEDY, Setup
 
 __all__ = ["Limits", "Worker"]
 
-_GIB = 2**30
 _CPU_BUILD_S, _DEVICE_BUILD_S = 120.0, 900.0
 # Sending to a child that was stopped, or reading half an answer, ends after this.
 _PIPE_S = 30
@@ -60,8 +57,7 @@ _OUT_OF_MEMORY = re.compile(
     r"bad_alloc|bad allocation|MemoryError|out of memory|(can't|cannot|could not|failed to) alloc",
     re.IGNORECASE,
 )
-_REMEDY = "Choose another runtime or precision, or leave out the block that does this."
-_PR_SET_PDEATHSIG = 1
+_PROGRAM = "import sys; from nas.latency.worker_child import main; main(int(sys.argv[1]))"
 _ERRORS: dict[str, type[NasError]] = {
     name: one
     for name, one in vars(errors).items()
@@ -107,20 +103,6 @@ class Limits:
         return self.measure_s if stage == "measuring" else self.build_s
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a child begins with; the runtime is pickled, so that failing to load it is answered."""
-
-    runtime: bytes
-    threads: int
-    settings: ClockSettings | None
-    seed: int
-    protocol: ProtocolName
-    batch: int
-    uuid: str | None
-    memory_gib: float | None
-
-
 class Worker:
     """Builds and times engines as `Measurer` does, in a child process.
 
@@ -155,7 +137,7 @@ class Worker:
         self._limits = limits or Limits.usual(runtime)
         memory = self._limits.memory_gib
         pickled = _pickled(runtime, f"The runtime {runtime.name!r}")
-        self._setup = _Setup(pickled, threads, settings, seed, protocol, batch, uuid, memory)
+        self._setup = Setup(pickled, threads, settings, seed, protocol, batch, uuid, memory)
         self._child: _Child | None = None
 
     @property
@@ -227,7 +209,7 @@ class _RefusedError(Exception):
 class _Child:
     """The parent's end of one child process."""
 
-    def __init__(self, setup: _Setup, limits: Limits) -> None:
+    def __init__(self, setup: Setup, limits: Limits) -> None:
         self._limits = limits
         self._doing = "the runtime was loaded"
         self._tail = b""
@@ -359,7 +341,7 @@ class _Child:
         lines = [line.strip() for line in self._text().splitlines() if line.strip()]
         last = " | ".join(lines[-_QUOTED_LINES:])[-_QUOTED_LETTERS:]
         said = f" Its last words: {last!r}." if last else ""
-        return EngineError(f"While {self._doing}, its process {cause}.{said}", _REMEDY)
+        return EngineError(f"While {self._doing}, its process {cause}.{said}", REMEDY)
 
     def _text(self) -> str:
         return self._tail.decode(errors="replace")
@@ -385,105 +367,3 @@ def _pickled(value: object, name: str) -> bytes:
         return pickle.dumps(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(f"{name} cannot be sent to another process: {error}.", remedy) from error
-
-
-# --- the child ---------------------------------------------------------------------------------
-
-_PROGRAM = "import sys; from nas.latency.worker import _main; _main(int(sys.argv[1]))"
-
-
-def _main(descriptor: int) -> None:
-    """Answer requests until the parent closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.set_inheritable(descriptor, False)
-    connection = Connection(descriptor)
-    _die_with_parent()
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(connection)
-
-
-def _serve(connection: Connection) -> None:
-    def tell(*message: object) -> None:
-        connection.send_bytes(json.dumps(message).encode())
-
-    setup: _Setup = connection.recv()
-    _limit(setup.memory_gib)
-    measurer, answer = _loaded(setup, lambda stage, what: tell("enter", stage, what))
-    tell(*answer)
-    if measurer is None:
-        return
-    calls: dict[str, Callable[..., Calibration | Timing]]
-    calls = {"calibrate": measurer.calibrate, "measure": partial(_measure, measurer)}
-    try:
-        while True:
-            method, *arguments = connection.recv()
-            tell(*_answered(calls[method], *arguments))
-    finally:
-        measurer.close()
-
-
-def _loaded(
-    setup: _Setup, enter: Callable[[Stage, str], None]
-) -> tuple[Measurer | None, tuple[object, ...]]:
-    """Load the runtime; the measurer, if that worked, and what to answer."""
-    try:
-        runtime: Runtime = pickle.loads(setup.runtime)
-        measurer = Measurer(
-            runtime,
-            threads=setup.threads,
-            settings=setup.settings,
-            seed=setup.seed,
-            protocol=setup.protocol,
-            batch=setup.batch,
-            uuid=setup.uuid,
-            enter=enter,
-        )
-    except BaseException as error:  # noqa: BLE001 - a broken install fails in a way of its own
-        return None, _refusal(error)
-    return measurer, ("answer", None)
-
-
-def _measure(
-    measurer: Measurer, onnx: bytes, precision: str, reference_ms: float, around: bytes | None
-) -> Timing:
-    wrapped: Around | None = None if around is None else pickle.loads(around)
-    return measurer.measure(onnx, precision, reference_ms, wrapped)
-
-
-def _answered(call: Callable[..., Calibration | Timing], *arguments: object) -> tuple[object, ...]:
-    try:
-        value = call(*arguments)
-    except BaseException as error:  # noqa: BLE001 - a plug-in may raise anything, SystemExit too
-        return _refusal(error)
-    return ("answer", dataclasses.asdict(value))
-
-
-def _refusal(error: BaseException) -> tuple[object, ...]:
-    if isinstance(error, NasError):
-        return ("refuse", _public_name(error), error.message, error.remedy)
-    said = f"{type(error).__name__}: {error}".strip(": .")
-    return ("refuse", "EngineError", f"The runtime raised {said}.", _REMEDY)
-
-
-def _public_name(error: NasError) -> str:
-    """Return the nearest class of `nas.errors`: the parent may not know the plug-in's own."""
-    return next(one.__name__ for one in type(error).__mro__ if one.__module__ == errors.__name__)
-
-
-def _limit(gib: float | None) -> None:
-    import resource  # noqa: PLC0415 - Windows has none
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # dumping a core takes longer than a search
-    if gib is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = int(gib * _GIB)
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    with suppress(OSError):  # if memory runs out, let the kernel end this process, not the parent
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process with the thread that started it, even if it hangs."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

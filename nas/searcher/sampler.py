@@ -1,8 +1,9 @@
 """Which point to try next: Optuna's samplers by name, set up for this project.
 
-A sampler is a function of a seed. The seed is derived from the user's and from the number of
-trials that the study already has, because a sampler that starts again from the same seed proposes
-the same points again.
+A sampler is a function of a seed. For Optuna's, it is derived from the user's seed and from the
+number of trials that the study already has, because a sampler that starts again from the same seed
+proposes the same points again. Ours draws anew for every trial, so a resumed search goes on as it
+would have.
 
 Other distributions may add a sampler by an entry point in the group `nas.samplers`: a callable
 that takes a seed and returns an `optuna.samplers.BaseSampler`.
@@ -17,6 +18,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 
 from nas import plugins
 from nas.errors import UnknownNameError
+from nas.searcher.autonac import AutoNACSampler
 
 __all__ = ["derive_seed", "make_sampler", "sampler_names"]
 
@@ -49,7 +51,9 @@ def _random(seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-_OURS: dict[str, Callable[[int], BaseSampler]] = {
+_AUTONAC = "autonac"
+
+_OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "gp": _gp,
     "nsga2": _nsga2,
     "random": _random,
@@ -59,7 +63,7 @@ _OURS: dict[str, Callable[[int], BaseSampler]] = {
 
 def sampler_names() -> tuple[str, ...]:
     """List the samplers that can be asked for: ours and those of installed plug-ins."""
-    return tuple(sorted({*_OURS, *plugins.names("samplers")}))
+    return tuple(sorted({_AUTONAC, *_OPTUNA, *plugins.names("samplers")}))
 
 
 def make_sampler(name: str, seed: int, n_existing_trials: int = 0) -> BaseSampler:
@@ -74,7 +78,9 @@ def make_sampler(name: str, seed: int, n_existing_trials: int = 0) -> BaseSample
         UnknownNameError: nothing has that name; the message lists what does.
         MissingPackageError: a plug-in's package is not installed.
     """
-    make = _OURS.get(name)
+    if name == _AUTONAC:
+        return AutoNACSampler(seed=seed)
+    make = _OPTUNA.get(name)
     if make is None:
         if name not in sampler_names():
             raise UnknownNameError.of("sampler", name, sampler_names())

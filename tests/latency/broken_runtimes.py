@@ -1,4 +1,4 @@
-"""Runtimes for tests, in a module of their own because worker processes import them.
+"""Runtimes, and what is timed around them, for tests; worker processes import this module.
 
 `BrokenRuntime` is ONNX Runtime, unless the graph's `doc_string` names a method of `Misdeeds`.
 """
@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 
-from nas.errors import EngineError
+from nas.errors import EngineError, MeasurementError
 from nas.latency.runtimes.base import Engine
 from nas.latency.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 
@@ -88,6 +89,10 @@ class Misdeeds:
     @staticmethod
     def own_error() -> None:
         raise OwnError("The operator Bar is not supported.")
+
+    @staticmethod
+    def lose_device() -> None:
+        raise MeasurementError("The GPU does not answer any more.")
 
     @staticmethod
     def unexpected() -> None:
@@ -175,6 +180,25 @@ class SlowToLoadRuntime(OnnxRuntime):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (time.sleep, (600,))
+
+
+class Twice:
+    """Times two runs of a network as one."""
+
+    name = "twice"
+
+    def __call__(self, engine: Engine) -> Callable[[], object]:
+        return lambda: (engine.run(), engine.run())
+
+    def parts(self, engine: Engine) -> dict[str, Callable[[], object]]:
+        return {"first": engine.run, "second": engine.run}
+
+
+class UnloadableTwice(Twice):
+    """Can be sent, and not be received."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_fail, ())
 
 
 def _doc_string(content: bytes) -> str:

@@ -76,12 +76,14 @@ def test_held__waiting_too_long_is_an_error(tmp_path: Path) -> None:
             wanted.held().__enter__()
 
 
-def test_held__warns_who_does_not_listen(tmp_path: Path) -> None:
+def test_held__logs_for_who_does_not_listen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with holder(tmp_path) as process:
         assert process.stdin is not None
         threading.Timer(0.3, process.stdin.close).start()
-        with pytest.warns(UserWarning, match="Waiting"):
-            lock(tmp_path, notice_s=0.0).held().__enter__()
+        with lock(tmp_path, notice_s=0.0).held():
+            assert "Waiting: process" in caplog.text
 
 
 def test_held__process_that_dies_frees_it(tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nas.errors import EngineError, UnknownNameError
-from nas.latency.clock import ClockSettings, Timing
+from nas.errors import EngineError, InputError, MeasurementError, UnknownNameError
+from nas.latency.device_lock import DeviceLock
 from nas.latency.hardware import Hardware
+from nas.latency.measurer import Around
 from nas.latency.meter import LatencyMeter
-from nas.latency.runtimes.base import Runtime
+from nas.latency.onnx_export import export_onnx
+from nas.latency.runtimes.base import Engine, Runtime
+from nas.latency.runtimes.conformance import ConformanceNet
 from nas.latency.runtimes.onnxruntime import OnnxRuntime
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.latency.store import MemoryStore
+from nas.latency.timing import ClockSettings, ProtocolName, Timing
 from nas.latency.worker import Limits
 
 CPU = Hardware.named("cpu")
@@ -159,6 +166,155 @@ def test_isolated__candidate_out_of_time_is_an_error(runtime: Runtime, graph: by
         pytest.raises(EngineError, match="did not finish within 0\\.001 s"),
     ):
         meter.measure(graph, "fp32", "a")
+
+
+class Twice:
+    name = "twice"
+
+    def __call__(self, engine: Engine) -> Callable[[], object]:
+        return lambda: (engine.run(), engine.run())
+
+    def parts(self, engine: Engine) -> dict[str, Callable[[], object]]:
+        return {"one": engine.run}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "around", "name"),
+    [
+        ("hot", None, "hot"),
+        ("hot", Twice(), "hot, twice"),
+        ("buffered", None, "buffered 2 ms"),
+        ("buffered", Twice(), "buffered 2 ms, twice"),
+    ],
+)
+def test_protocol__is_that_of_the_environment_and_of_the_timing(
+    runtime: Runtime,
+    graph: bytes,
+    protocol: ProtocolName,
+    around: Around | None,
+    name: str,
+) -> None:
+    quick = dataclasses.replace(QUICK, pause_ms=2, min_pauses=3, max_pauses=4)
+    with LatencyMeter(
+        CPU, runtime, precisions=["fp32"], settings=quick, protocol=protocol, around=around
+    ) as meter:
+        timing = meter.time(graph, "fp32")
+        assert meter.environment("fp32").protocol == timing.protocol == name
+
+
+def test_find__another_protocol_or_batch_does_not_answer(
+    meter: LatencyMeter, runtime: Runtime, store: MemoryStore, graph: bytes
+) -> None:
+    meter.measure(graph, "fp32", "a")
+    others: list[dict[str, Any]] = [{"protocol": "buffered"}, {"batch": 2}, {"around": Twice()}]
+    for other in others:
+        with LatencyMeter(CPU, runtime, precisions=["fp32"], store=store, **other) as one:
+            assert one.find("fp32", "a") is None
+
+
+def test_batch__is_per_run_and_must_be_that_of_the_graph(
+    runtime: Runtime, network: ConformanceNet
+) -> None:
+    graphs = {batch: export_onnx(network, 64, 64, batch=batch) for batch in (1, 8)}
+    with LatencyMeter(CPU, runtime, precisions=["fp32"], settings=QUICK, batch=8) as meter:
+        many = meter.measure(graphs[8], "fp32", "a")
+        with pytest.raises(InputError, match="8 images per run, it takes 1"):
+            meter.measure(graphs[1], "fp32", "b")
+    with LatencyMeter(CPU, runtime, precisions=["fp32"], settings=QUICK) as meter:
+        one = meter.measure(graphs[1], "fp32", "a")
+    assert (one.environment.batch, many.environment.batch) == (1, 8)
+    assert many.ms > 2 * one.ms
+
+
+def test_batch__of_no_images_is_an_error(runtime: Runtime) -> None:
+    with pytest.raises(InputError, match="at least 1 image"):
+        LatencyMeter(CPU, runtime, batch=0)
+
+
+def test_lock__is_waited_for_and_given_back(
+    runtime: Runtime, graph: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    heard: list[str] = []
+    other = contextlib.ExitStack()
+
+    def end_the_other(message: str) -> None:
+        heard.append(message)
+        other.close()
+
+    lock = DeviceLock(CPU.device(), limit_s=1)
+    with LatencyMeter(
+        CPU, runtime, precisions=["fp32"], settings=QUICK, on_wait=end_the_other
+    ) as meter:
+        meter._lock._notice_s = 0.0
+        other.enter_context(lock.held())
+        meter.measure(graph, "fp32", "a")
+        assert len(heard) == 1
+        with lock.held():  # not for the life of the meter
+            assert meter.find("fp32", "a") is not None
+            meter.measure(graph, "fp32", "a")  # known, so nothing is measured
+    assert len(heard) == 1
+
+
+def test_lock__is_held_while_it_measures(
+    runtime: Runtime, graph: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with LatencyMeter(CPU, runtime, precisions=["fp32"], settings=QUICK) as meter:
+        measure = meter._measurer.measure
+
+        def refused(*arguments: Any) -> Timing:
+            with pytest.raises(MeasurementError, match="kept"):
+                DeviceLock(CPU.device(), limit_s=0.05).held().__enter__()
+            return measure(*arguments)
+
+        monkeypatch.setattr(meter._measurer, "measure", refused)
+        assert meter.measure(graph, "fp32", "a").ms > 0
+
+
+@pytest.fixture
+def disturbed(
+    runtime: Runtime, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[list[bool], bool], LatencyMeter]:
+    """`disturbed(answers, strict)`: a meter whose measurements are disturbed, or not, in turns."""
+    with LatencyMeter(CPU, runtime, precisions=["fp32"], settings=QUICK) as meter:
+        good = dataclasses.replace(meter.time(graph, "fp32"), converged=True)
+
+    def make(answers: list[bool], strict: bool) -> LatencyMeter:
+        made = LatencyMeter(CPU, runtime, precisions=["fp32"], settings=QUICK, strict=strict)
+        timings = [dataclasses.replace(good, disturbed=one, other_load=0.7) for one in answers]
+        monkeypatch.setattr(made._measurer, "measure", lambda *_: timings.pop(0))
+        return made
+
+    return make
+
+
+def test_disturbed__is_measured_again(
+    disturbed: Callable[[list[bool], bool], LatencyMeter], graph: bytes
+) -> None:
+    with disturbed([True, False], True) as meter:
+        assert not meter.time(graph, "fp32").disturbed
+
+
+def test_disturbed__is_warned_about(
+    disturbed: Callable[[list[bool], bool], LatencyMeter], graph: bytes
+) -> None:
+    with (
+        disturbed([True, True], False) as meter,
+        pytest.warns(UserWarning, match="Others used the processor"),
+    ):
+        assert meter.time(graph, "fp32").disturbed
+
+
+def test_disturbed__is_refused_by_a_strict_meter(
+    disturbed: Callable[[list[bool], bool], LatencyMeter], graph: bytes
+) -> None:
+    with (
+        disturbed([True, True], True) as meter,
+        pytest.raises(MeasurementError, match=r"0\.7 CPUs busy"),
+    ):
+        meter.measure(graph, "fp32", "a")
+    assert meter.find("fp32", "a") is None
 
 
 def test_close__can_be_used_again(meter: LatencyMeter, graph: bytes) -> None:

@@ -16,11 +16,11 @@ from types import ModuleType
 import onnx
 import pytest
 
-from nas.errors import EngineError, InputError
-from nas.latency.clock import ClockSettings
+from nas.errors import EngineError, InputError, MeasurementError, UnknownNameError
 from nas.latency.measurer import Measurer
 from nas.latency.runtimes.onnxruntime import OnnxRuntime
 from nas.latency.runtimes.openvino import OpenVinoRuntime
+from nas.latency.timing import ClockSettings
 from nas.latency.worker import Limits, Worker
 
 QUICK = ClockSettings(half_width=0.9, min_blocks=3, max_blocks=4, block_ms=2, warmup_ms=2)
@@ -229,6 +229,51 @@ def test_worker__runs_every_precision(graph: bytes) -> None:
         for precision in ("fp32", "int8"):
             assert worker.measure(graph, precision, 2.0).ms > 0
             assert worker.calibrate(precision).ms > 0
+
+
+def test_worker__protocol_and_batch_reach_the_child(graph: bytes) -> None:
+    settings = dataclasses.replace(QUICK, pause_ms=2, min_pauses=3, max_pauses=4)
+    with contextlib.closing(
+        Worker(OnnxRuntime(), settings=settings, protocol="buffered", batch=2, limits=LIMITS)
+    ) as worker:
+        assert worker.calibrate("fp32").ms > 0
+        with pytest.raises(InputError, match=r"2 images per run, it takes 1"):
+            worker.measure(graph, "fp32", 1.0)
+    with contextlib.closing(
+        Worker(OnnxRuntime(), settings=settings, protocol="buffered", limits=LIMITS)
+    ) as worker:
+        assert worker.measure(graph, "fp32", 1.0).protocol == "buffered 2 ms"
+
+
+def test_worker__times_what_is_around_the_network(broken: ModuleType, graph: bytes) -> None:
+    with contextlib.closing(Worker(OnnxRuntime(), settings=QUICK, limits=LIMITS)) as worker:
+        timing = worker.measure(graph, "fp32", 1.0, broken.Twice())
+        assert timing.protocol == "hot, twice"
+        assert timing.ms == pytest.approx(sum(timing.parts_ms.values()), rel=0.5)
+        with pytest.raises(EngineError, match=r"ModuleNotFoundError: .*accelerator"):
+            worker.measure(graph, "fp32", 1.0, broken.UnloadableTwice())
+        assert worker.measure(graph, "fp32", 1.0).protocol == "hot"
+
+
+def test_worker__what_is_around_must_be_sendable(broken: ModuleType, graph: bytes) -> None:
+    class Local(broken.Twice):  # type: ignore[misc, name-defined]  # the module is found at run time
+        pass
+
+    with pytest.raises(InputError, match=r"What is timed \('twice'\) cannot be sent"):
+        Worker(OnnxRuntime()).measure(graph, "fp32", 1.0, Local())
+
+
+def test_worker__lost_device_is_an_error_of_the_measurement(
+    worker: Worker, marked: Callable[[str], bytes]
+) -> None:
+    with pytest.raises(MeasurementError, match="does not answer any more"):
+        worker.measure(marked("late lose_device"), "fp32", 1.0)
+    assert _measures(worker, marked(""))
+
+
+def test_worker__unknown_protocol_is_an_error() -> None:
+    with pytest.raises(UnknownNameError, match="lukewarm"):
+        Worker(OnnxRuntime(), protocol="lukewarm")  # type: ignore[arg-type]  # as a user may
 
 
 def test_worker__errors_keep_their_type(worker: Worker, large_graph: bytes) -> None:

@@ -9,9 +9,10 @@ from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from nas import plugins
 from nas.errors import MissingPackageError, UnknownNameError
+from nas.searcher.autonac import AutoNACSampler
 from nas.searcher.sampler import derive_seed, make_sampler, sampler_names
 
-NAMES = ("gp", "nsga2", "random", "tpe")
+NAMES = ("autonac", "gp", "nsga2", "random", "tpe")
 SPACE = {"x": IntDistribution(0, 9), "y": IntDistribution(0, 9)}
 
 
@@ -34,7 +35,13 @@ def points(study, n_trials):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("gp", GPSampler), ("nsga2", NSGAIISampler), ("random", RandomSampler), ("tpe", TPESampler)],
+    [
+        ("autonac", AutoNACSampler),
+        ("gp", GPSampler),
+        ("nsga2", NSGAIISampler),
+        ("random", RandomSampler),
+        ("tpe", TPESampler),
+    ],
 )
 def test_make_sampler__by_name(name, kind):
     assert isinstance(make_sampler(name, seed=0), kind)
@@ -42,7 +49,9 @@ def test_make_sampler__by_name(name, kind):
 
 
 def test_make_sampler__an_unknown_name_lists_the_known():
-    with pytest.raises(UnknownNameError, match=r"Unknown sampler 'nsga'.*nsga2.*gp.*random.*tpe"):
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown sampler 'nsga'.*nsga2.*autonac.*gp.*random.*tpe"
+    ):
         make_sampler("nsga", seed=0)
 
 
@@ -81,7 +90,7 @@ def plug_in(monkeypatch, value):
 
 def test_make_sampler__of_another_distribution(monkeypatch):
     plug_in(monkeypatch, "nas.searcher.sampler:_random")
-    assert sampler_names() == ("gp", "nsga2", "random", "theirs", "tpe")
+    assert sampler_names() == ("autonac", "gp", "nsga2", "random", "theirs", "tpe")
     assert isinstance(make_sampler("theirs", seed=0), RandomSampler)
 
 

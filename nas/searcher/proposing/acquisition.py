@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from nas.searcher.proposing.surrogate import Array, GaussianProcess, Hyperparameters, rank_gauss
+from nas.searcher.proposing.surrogate import TARGETS, Array, GaussianProcess, Hyperparameters
 
 _SHORTLIST = 512
 
@@ -60,8 +60,8 @@ class Settings:
     """
 
     start: int = 8
-    explore: float = 0.1
-    budgets: int = 16
+    explore: float = 0.05
+    budgets: int = 64
     most: int = 500
     hyperparameters: Hyperparameters | None = None
 
@@ -153,7 +153,7 @@ def recommend(observed: Observed, *, budget_ms: float | None = None) -> int | No
     if within.size == 0:
         return None
     scored = observed.scored
-    mean = GaussianProcess(scored.features, rank_gauss(scored.accuracy)).mean(scored.features)
+    mean = _fitted(scored, None).mean(scored.features)
     return int(known[within[np.argmax(mean[within])]])
 
 
@@ -163,14 +163,12 @@ class _Search:
     def __init__(
         self, scored: Observed, ladder: Array, hyperparameters: Hyperparameters | None
     ) -> None:
-        targets = rank_gauss(scored.accuracy)
-        self._process = GaussianProcess(scored.features, targets, hyperparameters)
+        self._process = _fitted(scored, hyperparameters)
         self._ladder = ladder
-        self._worst = float(targets.min())
         mean = self._process.mean(scored.features)
         within = scored.latency_ms <= ladder[:, None]
         # The posterior's mean, because with noise the largest target is a lucky one.
-        self._best = np.where(within, mean, self._worst).max(axis=1)
+        self._best = np.where(within, mean, mean.min()).max(axis=1)
 
     def believe(self, features: Array, latency_ms: Array) -> None:
         """Go on as if these had come out as expected."""
@@ -202,6 +200,12 @@ class _Search:
             density = np.exp(-0.5 * score**2) / np.sqrt(2 * np.pi)
             total += (latency_ms <= budget) * deviation * (density + score * ndtr(score))
         return total
+
+
+def _fitted(scored: Observed, hyperparameters: Hyperparameters | None) -> GaussianProcess:
+    features, accuracy = scored.features, scored.accuracy
+    found = hyperparameters or Hyperparameters.of_accuracy(features, accuracy)
+    return GaussianProcess(features, TARGETS[found.targets](accuracy), found)
 
 
 def _start(

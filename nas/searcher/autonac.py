@@ -1,0 +1,168 @@
+"""`AutoNACSampler`: an Optuna sampler for expensive accuracies and cheap latencies.
+
+It works in anyone's study: over categorical and integer parameters that may depend on each other,
+with one objective (accuracy) or two (accuracy, latency to be minimised), with constraints set by
+`trial.set_constraint`, with the trials of other samplers in it, and with several processes. Other
+parameters are drawn at random::
+
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=AutoNACSampler(seed=0))
+
+**What is learned from which trial.** Accuracy from trials that keep all constraints, or whose
+attribute `scored` says that they have one: the studies of this project tell a candidate over budget
+a placeholder. Latency and constraints from every trial that has them.
+
+**Repeatable.** All random draws depend on the seed and the number of the trial, and what was
+learned on the trials alone: a search that was stopped and resumed goes on as if it had not been.
+
+**Several processes.** A proposal is stored with its trial before the trial starts, and proposals
+are compared after that: whoever sees its own proposal at another running trial proposes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.errors import InputError
+from nas.searcher.autonac_history import (
+    PROPOSAL,
+    Choices,
+    History,
+    Params,
+    choices_of,
+    params_of,
+)
+from nas.searcher.autonac_round import Memory, Question, next_point
+
+__all__ = ["AutoNACSampler"]
+
+_MOST_CLAIMS = 5  # proposals that other processes took at the same moment
+
+
+class AutoNACSampler(BaseSampler):
+    """Proposes the point whose accuracy is expected to improve the best, or the front, the most.
+
+    Args:
+        search_space: Optuna's distributions by name, if they are known before the first trial; else
+            they are read from the trials.
+        latency: the latencies in ms of some points, where they can be computed; None learns them
+            from the second objective of trials.
+        figures: other positive figures of some points, (N, E), that accuracy may depend on, such as
+            MACs and parameters.
+        key: what two points share if they describe one candidate; it is not proposed twice.
+        budget_ms: the upper bound of latency. None takes the attribute `budget_ms` of the study, or
+            none.
+        front: whether candidates faster than the budget matter too; None says so if the study has
+            two objectives.
+        anchors: points to begin with.
+        n_trials: how many accuracies there will be, if that is known: the last of them are searched
+            for around the front alone.
+        seed: of every random draw; None takes one from the operating system.
+
+    Raises:
+        InputError: the budget is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        latency: Callable[[Sequence[Params]], Sequence[float]] | None = None,
+        figures: Callable[[Sequence[Params]], NDArray[np.float64]] | None = None,
+        key: Callable[[Params], Hashable] | None = None,
+        budget_ms: float | None = None,
+        front: bool | None = None,
+        anchors: Sequence[Params] = (),
+        n_trials: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if budget_ms is not None and not budget_ms > 0:
+            raise InputError(f"A budget is positive, got {budget_ms:g} ms.")
+        self._space = None if search_space is None else dict(search_space)
+        self._front = front
+        self._question = Question(
+            latency=latency,
+            figures=figures,
+            key=key,
+            budget_ms=budget_ms,
+            anchors=tuple(anchors),
+            n_trials=n_trials,
+        )
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._memory = Memory()
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return every parameter that is sampled together: those with finitely many values."""
+        return self._space if self._space is not None else choices_of(_others(study, trial))
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Choose the parameters of a trial, and store them with it.
+
+        Raises:
+            InputError: the second objective is maximised.
+        """
+        if (
+            not search_space
+            or search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys()
+        ):
+            return {}
+        question, choices = self._of(study), Choices(search_space)
+        for attempt in range(_MOST_CLAIMS):
+            history = History.of(study, _others(study, trial), choices)
+            rng = np.random.default_rng([self._seed, trial.number, attempt])
+            params = next_point(question, choices, history, self._memory, rng)
+            text = json.dumps(params)
+            # As Optuna's own samplers do: nothing public lets a sampler store anything.
+            study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, text)  # noqa: SLF001
+            running = _others(study, trial, (TrialState.RUNNING,))
+            if all(params_of(one) != params for one in running):
+                break
+        return params
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw a parameter that is not sampled together with others at random."""
+        digest = hashlib.sha256(f"{self._seed}:{trial.number}:{param_name}".encode()).digest()
+        sampler = RandomSampler(seed=int.from_bytes(digest[:4], "big"))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Do nothing: draws depend on the number of the trial, which no two workers share."""
+
+    def _of(self, study: Study) -> Question:
+        directions = study.directions
+        if len(directions) > 1 and directions[1] != StudyDirection.MINIMIZE:
+            raise InputError(
+                "AutoNACSampler takes the second objective for a latency, and this study "
+                "maximises it.",
+                "Put accuracy first and latency second, to be minimised.",
+            )
+        budget_ms = self._question.budget_ms or study.user_attrs.get("budget_ms")
+        front = len(directions) > 1 if self._front is None else self._front
+        return replace(self._question, budget_ms=budget_ms, front=front)
+
+
+def _others(
+    study: Study, trial: FrozenTrial, states: tuple[TrialState, ...] | None = None
+) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False, states=states)
+    return [one for one in trials if one.number != trial.number]

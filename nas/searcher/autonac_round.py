@@ -1,0 +1,258 @@
+"""One proposal of `AutoNACSampler`: from the trials of a study to the point to try next.
+
+Dimension letters: n points tried, N points of the pool, C choices, E figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.searcher.autonac_history import Choices, History, Params
+from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose
+from nas.searcher.proposing.limits import Limit
+from nas.searcher.proposing.pool import Conditions, make_pool
+from nas.searcher.proposing.surrogate import Hyperparameters
+from nas.space.front import front_indices
+
+__all__ = ["Memory", "Question", "next_point"]
+
+_Array = NDArray[np.float64]
+_Codes = NDArray[np.intp]
+
+_PARENTS = 8
+_LAST_SHARE = 0.15  # of the evaluations, if their number is known: they go to the front's vicinity
+_FEWEST_FIGURES = 4  # before latencies and constraints are predicted
+_NEWEST_FIGURES = 400  # that latencies and constraints are predicted from
+_EQUIVALENTS = 8  # proposals at a time, once the first describes a candidate that was tried
+_MOST_EQUIVALENTS = 15
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a search wants; the arguments of `AutoNACSampler`, which explains them."""
+
+    latency: Callable[[Sequence[Params]], Sequence[float]] | None = None
+    figures: Callable[[Sequence[Params]], _Array] | None = None
+    key: Callable[[Params], Hashable] | None = None
+    budget_ms: float | None = None
+    front: bool = True
+    anchors: Sequence[Params] = ()
+    n_trials: int | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What costs time to find again: it follows from the trials."""
+
+    hyperparameters: dict[Hashable, Hyperparameters] = field(default_factory=dict)
+    keys: dict[tuple[int, ...], Hashable] = field(default_factory=dict)
+
+
+def next_point(
+    question: Question,
+    choices: Choices,
+    history: History,
+    memory: Memory,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Choose the parameters of the next trial; one that was tried only if nothing else is left."""
+    for anchor in question.anchors:
+        codes = np.array([choices.encode(anchor)], dtype=np.intp)
+        if not history.repeats(codes, choices.sizes)[0]:
+            return dict(anchor)
+    return choices.decode(_Round(question, choices, history, memory, rng).choose())
+
+
+class _Round:
+    def __init__(
+        self,
+        question: Question,
+        choices: Choices,
+        history: History,
+        memory: Memory,
+        rng: np.random.Generator,
+    ) -> None:
+        self._question = question
+        self._choices = choices
+        self._history = history
+        self._memory = memory
+        self._rng = rng
+        # Both aims in turns: who names a budget wants its best most, and the front beside it.
+        self._whole_front = question.front and (question.budget_ms is None or rng.random() < 0.5)
+
+    def choose(self) -> tuple[int, ...]:
+        pool = self._pool()
+        tried = self._tried_keys
+        count = 1
+        for _ in range(_MOST_EQUIVALENTS):
+            if len(pool) == 0:
+                break
+            rows = self._ranked(pool, count)
+            for row in rows:
+                if self._key(point := tuple(pool[row].tolist())) not in tried:
+                    return point
+            pool, count = np.delete(pool, rows, axis=0), _EQUIVALENTS
+        return tuple(self._rng.integers(self._choices.sizes).tolist())
+
+    def _pool(self) -> _Codes:
+        sizes = self._choices.sizes
+        pool = make_pool(sizes, self._parents(), self._rng, local=self._is_local)
+        if (self._history.codes == ABSENT).any():
+            pool = Conditions(self._history.codes).apply(pool, sizes, self._rng)
+            pool = np.unique(pool, axis=0)
+        if len(self._history.codes) == 0:
+            return pool
+        return np.asarray(pool[~self._history.repeats(pool, sizes)])
+
+    @cached_property
+    def _is_local(self) -> bool:
+        wanted = self._question.n_trials
+        n_scored = len(self._history.scored)
+        return wanted is not None and n_scored >= max((1 - _LAST_SHARE) * wanted, 1)
+
+    def _parents(self) -> _Codes:
+        history, latency_ms = self._history, self._known_latency
+        scored = history.scored
+        scored = scored[~(latency_ms[scored] > self._budget)]
+        if len(scored) == 0:  # toward what is feasible
+            order = np.argsort(latency_ms, kind="stable")
+            return np.asarray(history.codes[order[:_PARENTS]])
+        accuracy = history.accuracy[scored]
+        best = scored[np.argsort(-accuracy, kind="stable")[:_PARENTS]]
+        if not self._whole_front:
+            return np.asarray(history.codes[best])
+        front = scored[front_indices(accuracy, np.nan_to_num(latency_ms[scored]))]
+        return np.asarray(history.codes[self._rng.permutation(np.union1d(front, best))])
+
+    def _ranked(self, pool: _Codes, count: int) -> list[int]:
+        """Return rows of the pool, the most promising first."""
+        n = len(self._history.codes)
+        everything = np.concatenate([self._history.codes, pool])
+        figures = self._figures(everything)
+        features = encode(everything, self._choices.options, figures)
+        latency_ms, admitted = self._latency(features[:n], features[n:], pool)
+        admitted = admitted * self._constraints(features[:n], features[n:])
+        columns = [] if figures is None else list(figures.T)
+        known = np.concatenate([self._known_latency, latency_ms])
+        features = encode(everything, self._choices.options, np.stack([*columns, known], axis=1))
+        allowed = np.flatnonzero(latency_ms <= self._budget)
+        rows = propose(
+            features[n:][allowed],
+            latency_ms[allowed],
+            self._observed(features[:n], self._history.scored),
+            count=count,
+            budget_ms=None if self._whole_front else self._budget,
+            rng=self._rng,
+            pending=self._observed(features[:n], np.flatnonzero(self._history.running)),
+            feasibility=admitted[allowed],
+            settings=self._settings(figures),
+        )
+        if rows:
+            return [int(allowed[row]) for row in rows]
+        return [int(row) for row in np.argsort(-admitted, kind="stable")[:count]]
+
+    def _observed(self, features: _Array, rows: NDArray[np.intp]) -> Observed:
+        latency_ms = np.nan_to_num(self._known_latency[rows])
+        return Observed(features[rows], self._history.accuracy[rows], latency_ms)
+
+    def _settings(self, figures: _Array | None) -> Settings:
+        scored = self._history.scored
+        settings = Settings(explore=0.0) if self._is_local else Settings()
+        if len(scored) < settings.start:
+            return settings
+        rows = scored[_fitted_rows(len(scored))]
+        columns = [] if figures is None else list(figures[rows].T)
+        numbers = np.stack([*columns, self._known_latency[rows]], axis=1)
+        key = ("accuracy", len(rows), int(rows[-1]), self._choices.names)
+        memory = self._memory.hyperparameters
+        if key not in memory:
+            features = encode(self._history.codes[rows], self._choices.options, numbers)
+            memory[key] = Hyperparameters.of_accuracy(features, self._history.accuracy[rows])
+        return replace(settings, hyperparameters=memory[key])
+
+    @property
+    def _budget(self) -> float:
+        return np.inf if self._question.budget_ms is None else self._question.budget_ms
+
+    @cached_property
+    def _known_latency(self) -> _Array:
+        """(n,) what was told, else computed, else NaN."""
+        told = self._history.latency_ms
+        if self._question.latency is None or np.isfinite(told).all():
+            return told
+        return np.where(np.isfinite(told), told, self._computed(self._history.codes))
+
+    def _computed(self, codes: _Codes) -> _Array:
+        assert self._question.latency is not None
+        points = [self._choices.decode(row) for row in codes.tolist()]
+        return np.asarray(self._question.latency(points), dtype=np.float64)
+
+    def _figures(self, codes: _Codes) -> _Array | None:
+        if self._question.figures is None:
+            return None
+        points = [self._choices.decode(row) for row in codes.tolist()]
+        return np.asarray(self._question.figures(points), dtype=np.float64)
+
+    def _latency(self, tried: _Array, pool: _Array, codes: _Codes) -> tuple[_Array, _Array]:
+        """Return latencies of the pool in ms, and how probably they keep the budget, (N,) each."""
+        if self._question.latency is not None:
+            latency_ms = self._computed(codes)
+            return latency_ms, (latency_ms <= self._budget).astype(np.float64)
+        limit = self._limit("latency", tried, self._known_latency)
+        if limit is None:
+            return np.zeros(len(pool)), np.ones(len(pool))
+        certain = np.isinf(self._budget)
+        probability = np.ones(len(pool)) if certain else limit.probability(pool, self._budget)
+        return limit.predict(pool), probability
+
+    def _constraints(self, tried: _Array, pool: _Array) -> _Array:
+        """Return the probability, (N,), that all constraints but the budget's are kept."""
+        probability = np.ones(len(pool))
+        for name, values in self._history.constraints.items():
+            is_budget = name == "latency" and np.isfinite(self._budget)
+            if not is_budget and (values > 0).any():
+                limit = self._limit(f"constraint {name}", tried, values)
+                probability *= 1.0 if limit is None else limit.probability(pool, 0.0)
+        return probability
+
+    def _limit(self, name: str, tried: _Array, figures: _Array) -> Limit | None:
+        known = np.flatnonzero(np.isfinite(figures))
+        if len(known) < _FEWEST_FIGURES:
+            return None
+        rows = known[_fitted_rows(len(known))]
+        newest = known[-_NEWEST_FIGURES:]
+        key = (name, len(rows), int(rows[-1]), self._choices.names)
+        memory = self._memory.hyperparameters
+        if key not in memory:
+            memory[key] = Limit(tried[rows], figures[rows]).hyperparameters
+        return Limit(tried[newest], figures[newest], memory[key])
+
+    def _key(self, point: tuple[int, ...]) -> Hashable:
+        """What a point describes; itself, where nobody can say."""
+        if self._question.key is None:
+            return point
+        keys = self._memory.keys
+        if point not in keys:
+            keys[point] = self._question.key(self._choices.decode(point))
+        return keys[point]
+
+    @cached_property
+    def _tried_keys(self) -> set[Hashable]:
+        if self._question.key is None:
+            return set()
+        return {self._key(tuple(point)) for point in self._history.codes.tolist()}
+
+
+def _fitted_rows(n: int) -> NDArray[np.intp]:
+    """Choose what hyperparameters are fitted to, out of n: again after every tenth more.
+
+    The choice depends on n alone, so that a search which was resumed makes the same.
+    """
+    m = n if n <= 10 else int(10 * 1.1 ** np.floor(np.log(n / 10) / np.log(1.1) + 1e-9))
+    return np.arange(m)
