@@ -16,16 +16,15 @@ import pandas as pd
 import torch
 
 from nas.accuracy.formats import load_dataset
-from nas.errors import InputError, StudyError
+from nas.errors import StudyError
 from nas.latency.estimator import PRECISION, Estimate, Estimator
 from nas.latency.hardware import Hardware
-from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
-from nas.latency.onnx_export import load_onnx
 from nas.latency.oracle import MeasuringOracle
 from nas.latency.roofline import DevicePeaks
 from nas.latency.table import LatencyTable
+from nas.latency.timing import ProtocolName
 from nas.latency.workload import Workload
 from nas.model.description import Description
 from nas.model.description import describe as describe_architecture
@@ -35,8 +34,14 @@ from nas.results.delivery import Delivered, deliver, train_alone
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.database import Database
-from nas.searcher.latency_judge import untrained_onnx
 from nas.searcher.loop import search as run_search
+from nas.searcher.measuring import (
+    COCO_CLASSES,
+    Measured,
+    MeasureRequest,
+    measure_network,
+    network_graph,
+)
 from nas.searcher.profiling import ProfileRequest, profile_space
 from nas.searcher.progress import Listener, Silent
 from nas.searcher.request import LatencyMode, Request, Workspace, training_recipe
@@ -66,8 +71,6 @@ __all__ = [
     "stored_request",
     "train",
 ]
-
-_COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def export(request: Request, listener: Listener, trial: int | None = None) -> De
 
 
 def layer_list(
-    subject: Request | str | Path, *, trial: int | None = None, classes: int = _COCO_CLASSES
+    subject: Request | str | Path, *, trial: int | None = None, classes: int = COCO_CLASSES
 ) -> str:
     """Write a network as the layer list that YOLO users know; nothing is trained or measured.
 
@@ -247,7 +250,7 @@ def layer_list(
         return to_ultralytics(candidate_of(row, database).architecture)
 
 
-def describe(subject: str | Path, *, classes: int = _COCO_CLASSES) -> Description:
+def describe(subject: str | Path, *, classes: int = COCO_CLASSES) -> Description:
     """List the layers of a network with their output shapes, parameters and MACs.
 
     Args:
@@ -290,9 +293,13 @@ def measure(
     hardware: str = "cpu",
     runtime: str | None = None,
     precision: str = "fp32",
+    protocol: ProtocolName = "hot",
+    batch: int | None = None,
+    image: str | Path | None = None,
+    threads: int = 1,
     workspace: str | Path = "studies",
-) -> Latency:
-    """Measure a network.
+) -> Measured:
+    """Measure a network on an attached device.
 
     Args:
         subject: any ONNX file with one image input, `space:anchor`, an `architecture.yaml`, or a
@@ -300,22 +307,28 @@ def measure(
         hardware: device to measure on.
         runtime: of the engine; the hardware's own if None.
         precision: of the engine.
+        protocol: `hot`, or `buffered`: with a pause before every run, as in a deployed program.
+        batch: images per run; an ONNX file has its own.
+        image: time this image on its way to detections, and not the network alone.
+        threads: of the engine; with more than one, the wall clock times it.
         workspace: folder with devices of your own.
 
     Raises:
-        ArchitectureError: the file describes no network.
-        ExportError: the ONNX file is broken or has another input.
-        EngineError: no engine can be built.
-        UnknownNameError: no such hardware, runtime or precision.
+        As `nas.searcher.measuring.measure_network`.
     """
-    onnx = _network(subject)
-    device = Hardware.named(hardware, Workspace(Path(workspace)).hardware)
-    with LatencyMeter(
-        device, runtime_for(device, runtime), precisions=[precision], isolated=True
-    ) as meter:
-        timing = meter.time(onnx, precision)
-        environment = meter.environment(precision)
-    return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
+    return measure_network(
+        MeasureRequest(
+            subject=str(subject),
+            hardware=hardware,
+            runtime=runtime,
+            precision=precision,
+            protocol=protocol,
+            batch=batch,
+            image=Path(image) if image else None,
+            threads=threads,
+            workspace=Workspace(Path(workspace)),
+        )
+    )
 
 
 def measure_study(request: Request, listener: Listener | None = None) -> Upgrade:
@@ -358,7 +371,7 @@ def estimate(subject: str | Path, *, hardware: str, workspace: str | Path = "stu
     """
     device = Hardware.named(hardware, Workspace(Path(workspace)).hardware)
     peaks = DevicePeaks.of(device)
-    workload = Workload.from_onnx(_network(subject))
+    workload = Workload.from_onnx(network_graph(str(subject)))
     return Estimator.load().estimate(workload, peaks, PRECISION)
 
 
@@ -425,47 +438,9 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
                 else f"There is no study in {database}.",
                 "Start one with: nas search --budget 0.4ms.",
             )
-        stored = dict(run.arguments)
-        return Request(
-            hardware=stored["hardware"],
-            budget=Budget(stored["budget_ms"]),
-            data=stored["data"],
-            space=stored["space"],
-            runtime=stored["runtime"],
-            precisions=_tuple(stored.get("precisions")),
-            latency=stored.get("latency", "auto"),
-            table=_path(stored.get("table")),
-            prior=_path(stored.get("prior")),
-            sampler=stored["sampler"],
-            evaluations=stored["evaluations"],
-            study=run.study_name,
-            storage=storage,
-            workspace=place,
-            score=Score(stored["alpha"], stored["beta"]),
-            seed=stored["seed"],
-            quick=stored["quick"],
+        return Request.restored(
+            run.arguments, study=run.study_name, storage=storage, workspace=place
         )
-
-
-def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
-    return tuple(names) if names else None
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
-
-
-def _network(subject: str | Path) -> bytes:
-    """Read or export the graph of the network that a user names."""
-    subject = str(subject)
-    if subject.endswith(".onnx"):
-        return load_onnx(Path(subject))
-    if is_file(subject) or ":" in subject:
-        return untrained_onnx(read_architecture(subject, _COCO_CLASSES))
-    raise InputError(
-        f"A network is a .yaml file, an .onnx file or space:anchor, got {subject!r}.",
-        "Give an architecture.yaml, a model.onnx, or a name such as digits:middle.",
-    )
 
 
 def _load(database: Database, request: Request) -> StudyResult:

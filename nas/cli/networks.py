@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,13 @@ def describe(
     out.print(f"Drawing: {path}")
 
 
+class _Protocol(StrEnum):
+    """How runs follow each other."""
+
+    hot = "hot"
+    buffered = "buffered"
+
+
 @app.command()
 def measure(
     subject: Annotated[
@@ -77,11 +85,25 @@ def measure(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, fp16 or int8: what the runtime has.")
     ] = "fp32",
+    protocol: Annotated[
+        _Protocol, typer.Option(help="hot, or buffered: with a pause before every run.")
+    ] = _Protocol.hot,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per run.", show_default="1, or the ONNX file's")
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Time this image on its way to detections, not the network alone."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="Of the engine; more than one needs an idle machine.")
+    ] = 1,
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
     """Measure a network, any ONNX file with one image input, or a study that was estimated."""
     from nas import api
+    from nas.results.latency import measured_lines
 
     if (subject is None) == (study is None):
         raise typer.BadParameter("give a network or --study, and not both", param_hint="subject")
@@ -90,20 +112,19 @@ def measure(
         _measure_study(replace(request, hardware=hardware or request.hardware))
         return
     assert subject is not None
-    latency = api.measure(
+    measured = api.measure(
         subject,
         hardware=hardware or "cpu",
         runtime=runtime,
         precision=precision,
+        protocol=protocol.value,
+        batch=batch,
+        image=image,
+        threads=threads,
         workspace=workspace,
     )
-    out.print(
-        f"{latency.ms:.4f} ms, {latency.level:.0%} interval [{latency.low_ms:.4f}, "
-        f"{latency.high_ms:.4f}], {latency.source}",
-        highlight=False,
-    )
-    for name, value in latency.environment.as_dict().items():
-        out.print(f"  {name}: {value}", highlight=False)
+    for line in measured_lines(measured):
+        out.print(line, highlight=False)
 
 
 def _measure_study(request: Request) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
 from nas.latency.table import LatencyTable
+from nas.latency.timing import Timing
+from nas.searcher.measuring import Measured
 from nas.searcher.upgrade import Upgrade
 
-__all__ = ["profile_table", "upgrade_summary", "upgrade_table"]
+__all__ = ["measured_lines", "profile_table", "upgrade_summary", "upgrade_table"]
 
 _MOST_ROWS = 20
 
@@ -64,6 +66,41 @@ def upgrade_summary(upgrade: Upgrade) -> str:
         f"median error was {upgrade.median_error:.0%}, and {upgrade.held:.0%} lay within their "
         f"intervals.{failed}"
     )
+
+
+def measured_lines(measured: Measured) -> Iterator[str]:
+    """Say what was measured, how sure it is, and under which conditions."""
+    latency, timing = measured.latency, measured.timing
+    yield (
+        f"{latency.ms:.4f} ms, {latency.level:.0%} interval [{latency.low_ms:.4f}, "
+        f"{latency.high_ms:.4f}], {latency.source}"
+    )
+    if timing.p50_ms and timing.p90_ms and timing.p99_ms:
+        yield (
+            f"  runs: p50 {timing.p50_ms:.4f}, p90 {timing.p90_ms:.4f}, p99 {timing.p99_ms:.4f} ms "
+            f"({timing.runs} runs)"
+        )
+    batch = latency.environment.batch
+    if batch > 1:
+        yield f"  a run takes {batch} images: {1000 * batch / latency.ms:.1f} images/s"
+    if timing.parts_ms:
+        parts = ", ".join(f"{name} {ms:.4f} ms" for name, ms in timing.parts_ms.items())
+        yield f"  parts, each by itself: {parts}"
+    yield from _doubts(timing)
+    for name, value in latency.environment.as_dict().items():
+        yield f"  {name}: {value}"
+
+
+def _doubts(timing: Timing) -> Iterator[str]:
+    """Say what may be wrong with a figure."""
+    if not timing.converged:
+        yield f"  NOT CONVERGED: the interval is wider than wanted ({timing.half_width:.1%})"
+    if timing.disturbed:
+        yield f"  DISTURBED: the wall clock also counts others, who kept {timing.other_load:.1f} CPUs"
+    if timing.throttled:
+        yield "  THROTTLED: the device did not keep its clock"
+    for reason, blocks in timing.rejected_by.items():
+        yield f"  {blocks} blocks were thrown away: {reason}"
 
 
 def _table(title: str) -> Table:

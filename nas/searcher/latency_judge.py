@@ -64,6 +64,6 @@ class LatencyJudge:
             self._environments.add(environment.digest)
 
 
-def untrained_onnx(architecture: Architecture) -> bytes:
+def untrained_onnx(architecture: Architecture, batch: int = 1) -> bytes:
     """Export a candidate with random weights: enough to measure its latency."""
-    return export_onnx(Detector(architecture).deploy(), *architecture.input)
+    return export_onnx(Detector(architecture).deploy(), *architecture.input, batch=batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -142,6 +143,25 @@ class Request:
             "seed": self.seed,
             "quick": self.quick,
         }
+
+    @classmethod
+    def restored(
+        cls, arguments: Mapping[str, Any], *, study: str, storage: str | None, workspace: Workspace
+    ) -> Request:
+        """Return the request whose `arguments` were stored; later versions have more of them."""
+        values = dict(arguments)
+        named = {name: values.pop(name, None) for name in ("precisions", "table", "prior")}
+        return cls(
+            budget=Budget(values.pop("budget_ms")),
+            score=Score(values.pop("alpha"), values.pop("beta")),
+            precisions=tuple(named["precisions"]) if named["precisions"] else None,
+            table=Path(named["table"]) if named["table"] else None,
+            prior=Path(named["prior"]) if named["prior"] else None,
+            study=study,
+            storage=storage,
+            workspace=workspace,
+            **values,
+        )
 
 
 def training_recipe(data: str | None, seed: int, *, quick: bool) -> Recipe:
