@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nas.errors import BudgetError
 
-__all__ = ["Budget", "format_ms"]
+__all__ = ["Budget", "format_ms", "percent"]
 
 _PATTERN = re.compile(r"(?P<value>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)(?P<unit>ms|us|µs)")
 _MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3}
@@ -58,3 +58,8 @@ class Budget:
 def format_ms(latency_ms: float) -> str:
     """Format a latency so that `Budget.parse` reads the same value back."""
     return f"{latency_ms!r}ms" if latency_ms != int(latency_ms) else f"{int(latency_ms)}ms"
+
+
+def percent(share: float) -> str:
+    """Format a share in 0..1, such as `"95 %"`."""
+    return f"{share * 100:.0f} %"

@@ -150,10 +150,11 @@ def estimate(
     """Estimate a latency on a device that is not here: TensorRT, fp16, from its data sheet."""
     from nas import api
     from nas.latency.latency import ESTIMATED_LEVEL
+    from nas.units import percent
 
     found = api.estimate(subject, hardware=hardware, workspace=workspace)
     out.print(
-        f"{found.ms:.3g} ms, {ESTIMATED_LEVEL:.0%} interval [{found.low_ms:.3g}, "
+        f"{found.ms:.3g} ms, {percent(ESTIMATED_LEVEL)} interval [{found.low_ms:.3g}, "
         f"{found.high_ms:.3g}], estimated for {hardware} (TensorRT, fp16, batch 1, engine alone)",
         highlight=False,
     )

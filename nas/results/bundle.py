@@ -21,6 +21,7 @@ from nas.latency.latency import Latency
 from nas.model.detector import Detector, profile, suppression
 from nas.results.files import replace
 from nas.space.architecture import Candidate
+from nas.units import percent
 
 __all__ = ["Bundle", "Provenance", "write_bundle"]
 
@@ -178,7 +179,7 @@ Versions: {versions}.
 
 
 def _latency(latency: Latency) -> str:
-    interval = f"{latency.level:.0%} interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
+    interval = f"{percent(latency.level)} interval [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
     text = f"{latency.ms:.3f} ms, {interval}, {latency.source}"
     if latency.source == "measured":
         return f"{text} on this very graph"

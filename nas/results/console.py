@@ -28,6 +28,7 @@ from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.model.detector import profile
 from nas.results.delivery import Delivered
 from nas.searcher.progress import Status
+from nas.units import percent
 
 __all__ = ["LiveProgress", "delivered_panel", "front_table", "next_commands"]
 
@@ -178,9 +179,9 @@ def _latency_heading(front: pd.DataFrame) -> str:
     """Say what the intervals of a front hold: those of estimates hold less."""
     sources = set(front["latency_source"])
     if "estimated" not in sources:
-        return f"latency ms [{MEASURED_LEVEL:.0%}]"
-    mixed = "" if len(sources) == 1 else f"{MEASURED_LEVEL:.0%}, estimates "
-    return f"latency ms [{mixed}{ESTIMATED_LEVEL:.0%}]"
+        return f"latency ms [{percent(MEASURED_LEVEL)}]"
+    mixed = "" if len(sources) == 1 else f"{percent(MEASURED_LEVEL)}, estimates "
+    return f"latency ms [{mixed}{percent(ESTIMATED_LEVEL)}]"
 
 
 def delivered_panel(delivered: Delivered) -> Panel:
@@ -191,7 +192,7 @@ def delivered_panel(delivered: Delivered) -> Panel:
     latency = bundle.latency
     table.add_row(
         "latency",
-        f"{_latency(latency.ms, latency.low_ms, latency.high_ms)} ({latency.level:.0%}), "
+        f"{_latency(latency.ms, latency.low_ms, latency.high_ms)} ({percent(latency.level)}), "
         f"{latency.source} on this graph, "
         f"{latency.environment.runtime} {latency.environment.precision}, "
         f"{latency.environment.device}",

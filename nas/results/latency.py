@@ -12,6 +12,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.timing import Timing
 from nas.searcher.measuring import Measured
 from nas.searcher.upgrade import Upgrade
+from nas.units import percent
 
 __all__ = ["measured_lines", "profile_table", "upgrade_summary", "upgrade_table"]
 
@@ -72,7 +73,7 @@ def measured_lines(measured: Measured) -> Iterator[str]:
     """Say what was measured, how sure it is, and under which conditions."""
     latency, timing = measured.latency, measured.timing
     yield (
-        f"{latency.ms:.4f} ms, {latency.level:.0%} interval [{latency.low_ms:.4f}, "
+        f"{latency.ms:.4f} ms, {percent(latency.level)} interval [{latency.low_ms:.4f}, "
         f"{latency.high_ms:.4f}], {latency.source}"
     )
     if timing.p50_ms and timing.p90_ms and timing.p99_ms:
@@ -96,7 +97,7 @@ def _doubts(timing: Timing) -> Iterator[str]:
     if not timing.converged:
         yield f"  NOT CONVERGED: the interval is wider than wanted ({timing.half_width:.1%})"
     if timing.disturbed:
-        yield f"  DISTURBED: the wall clock also counts others, who kept {timing.other_load:.1f} CPUs"
+        yield f"  DISTURBED: others kept {timing.other_load:.1f} CPUs, which the wall clock counts"
     if timing.throttled:
         yield "  THROTTLED: the device did not keep its clock"
     for reason, blocks in timing.rejected_by.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nas.errors import InputError, MeasurementError
 from nas.latency.hardware import Hardware
-from nas.latency.latency import ESTIMATED_LEVEL
+from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
 from nas.latency.oracle import EstimatingOracle, LatencyOracle, MeasuringOracle, TableOracle
@@ -19,6 +19,7 @@ from nas.searcher.database import Database
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.space.space import SearchSpace
+from nas.units import percent
 
 __all__ = ["Answers", "open_answers"]
 
@@ -107,7 +108,7 @@ def _elsewhere(
         oracle = _estimating(hardware, absence)
         how = f"ESTIMATED from the data sheet of {hardware.name}: nothing was measured on one"
     listener.say(
-        f"{absence.message} Latencies are {how}. Their intervals hold {_level(oracle):.0%}, and "
+        f"{absence.message} Latencies are {how}. Their intervals hold {percent(_level(oracle))}, and "
         "the budget is not promised. Where the device is: nas measure --study NAME. To refuse "
         "this: --latency measured.",
         warning=True,
@@ -127,7 +128,7 @@ def _estimating(hardware: Hardware, absence: MeasurementError) -> EstimatingOrac
 
 
 def _level(oracle: LatencyOracle) -> float:
-    return ESTIMATED_LEVEL if isinstance(oracle, EstimatingOracle) else 0.95
+    return ESTIMATED_LEVEL if isinstance(oracle, EstimatingOracle) else MEASURED_LEVEL
 
 
 def _usual(

@@ -12,7 +12,7 @@ from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
 from nas.latency.latency import Latency
 from nas.searcher.progress import Listener
 from nas.searcher.setting import Setting
-from nas.units import Budget
+from nas.units import Budget, percent
 
 __all__ = ["check_budget"]
 
@@ -36,7 +36,7 @@ def check_budget(setting: Setting, listener: Listener) -> None:
     if not admitted:
         raise BudgetError(
             f"No candidate meets the budget of {budget}: the fastest of {len(latencies)} {how} "
-            f"takes {fastest.ms:.3f} ms, {fastest.level:.0%} interval [{fastest.low_ms:.3f}, "
+            f"takes {fastest.ms:.3f} ms, {percent(fastest.level)} interval [{fastest.low_ms:.3f}, "
             f"{fastest.high_ms:.3f}].",
             f"The smallest budget that would work is about {_rounded_up(fastest.high_ms)}.",
         )

@@ -103,7 +103,7 @@ def test_far__is_estimated_loudly(far: Request, database: Database) -> None:
     assert answers.target == "tensorrt"
     assert answers.space.precisions == ("fp16",)
     (warning,) = (text for text, is_warning in heard.lines if is_warning)
-    for words in (FAR, "ESTIMATED", "80%", "not promised", "--latency measured", "nas measure"):
+    for words in (FAR, "ESTIMATED", "80 %", "not promised", "--latency measured", "nas measure"):
         assert words in warning
 
 
@@ -128,7 +128,7 @@ def test_far__profiled_device_is_answered_for_from_its_table(
     assert answers.space.precisions == ("int8", "fp16")
     (warning,) = (text for text, is_warning in heard.lines if is_warning)
     assert "latency tables" in warning
-    assert "95%" in warning
+    assert "95 %" in warning
 
 
 def test_far__folder_without_tables(far: Request, database: Database, tmp_path: Path) -> None:
