@@ -41,6 +41,7 @@ from nas.latency.design import cover
 from nas.latency.features import FEATURES, latency_features
 from nas.latency.hardware import Hardware
 from nas.latency.meter import LatencyMeter
+from nas.latency.parts import KnownParts
 from nas.latency.predictor import COVERAGE, LatencyPredictor
 from nas.latency.workload import Workload
 from nas.searcher.latency_judge import untrained_onnx
@@ -102,8 +103,10 @@ def _networks(measured: int, tested: int, pool: int) -> Networks:
     graphs = [untrained_onnx(one) for one in track(architectures, "exporting")]
     export_ms = 1e3 * elapsed.cpu_s / len(graphs)
     elapsed = Elapsed()
-    features = np.array([latency_features(Workload.from_onnx(one)) for one in graphs])
+    workloads = [Workload.from_onnx(one) for one in graphs]
+    features = np.array([latency_features(one) for one in workloads])
     cost = {"export": export_ms, "features": 1e3 * elapsed.cpu_s / len(graphs)}
+    cost |= _without_export(architectures, workloads)
     kept = [*cover(features[:pool], measured), *range(pool, pool + tested)]
     return Networks(
         tuple(graphs[row] for row in kept),
@@ -112,6 +115,26 @@ def _networks(measured: int, tested: int, pool: int) -> Networks:
         measured,
         cost,
     )
+
+
+def _without_export(
+    architectures: Sequence[Architecture], workloads: Sequence[Workload]
+) -> dict[str, float]:
+    """Tell what adding up known parts costs, and how often it is enough in the second half."""
+    parts, costs = KnownParts(), list[float]()
+    for index, (one, workload) in enumerate(zip(architectures, workloads, strict=True)):
+        elapsed = Elapsed()
+        found = parts.find(one)
+        if found is None:
+            parts.learn(one, workload)
+        elif index >= len(workloads) // 2:
+            costs.append(elapsed.cpu_s)
+            np.testing.assert_allclose(found, latency_features(workload))
+    half = len(workloads) - len(workloads) // 2
+    return {
+        "features_of_known_parts": 1e3 * float(np.mean(costs)) if costs else 0.0,
+        "share_of_known_parts_in_second_half": len(costs) / half,
+    }
 
 
 def _drawn(count: int) -> list[Architecture]:

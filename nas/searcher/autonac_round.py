@@ -28,7 +28,7 @@ _Codes = NDArray[np.intp]
 _PARENTS = 8
 _LAST_SHARE = 0.15  # of the evaluations, if their number is known: they go to the front's vicinity
 _FEWEST_FIGURES = 4  # before latencies and constraints are predicted
-_NEWEST_FIGURES = 400  # that latencies and constraints are predicted from
+_NEWEST_FIGURES = 300  # that latencies and constraints are predicted from
 _EQUIVALENTS = 8  # proposals at a time, once the first describes a candidate that was tried
 _MOST_EQUIVALENTS = 15
 
@@ -207,9 +207,7 @@ class _Round:
         limit = self._limit("latency", tried, self._known_latency)
         if limit is None:
             return np.zeros(len(pool)), np.ones(len(pool))
-        certain = np.isinf(self._budget)
-        probability = np.ones(len(pool)) if certain else limit.probability(pool, self._budget)
-        return limit.predict(pool), probability
+        return limit.judge(pool, self._budget)
 
     def _constraints(self, tried: _Array, pool: _Array) -> _Array:
         """Return the probability, (N,), that all constraints but the budget's are kept."""
@@ -218,7 +216,7 @@ class _Round:
             is_budget = name == "latency" and np.isfinite(self._budget)
             if not is_budget and (values > 0).any():
                 limit = self._limit(f"constraint {name}", tried, values)
-                probability *= 1.0 if limit is None else limit.probability(pool, 0.0)
+                probability *= 1.0 if limit is None else limit.judge(pool, 0.0)[1]
         return probability
 
     def _limit(self, name: str, tried: _Array, figures: _Array) -> Limit | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from nas.errors import InputError, MeasurementError, UnknownNameError
 from nas.latency.clock import Clock, Elapsed, Timers
 from nas.latency.throttling import Sight
-from nas.latency.timing import ClockSettings, ProtocolName
+from nas.latency.timing import ClockSettings, ProtocolName, Timing
 
 
 class World:
@@ -293,6 +295,26 @@ def test_protocol__pause_is_in_its_name() -> None:
     }
     assert names == {"buffered 200 ms", "buffered 201 ms", "buffered 0.5 ms"}
     assert world.clock().protocol == "hot"
+
+
+def test_timing__of_version_0_1_is_still_read() -> None:
+    """As databases hold it, and with none of the fields that came later."""
+    old: dict[str, Any] = {
+        "ms": 2.0,
+        "low_ms": 1.9,
+        "high_ms": 2.1,
+        "ratio": 2.0,
+        "blocks": 8,
+        "rejected": 0,
+        "runs": 80,
+        "protocol": "hot",
+        "clock": "process CPU time",
+        "converged": True,
+        "other_load": None,
+    }
+    timing = Timing(**old)
+    assert (timing.p50_ms, timing.throttled, timing.disturbed) == (None, False, False)
+    assert Timing(**json.loads(json.dumps(dataclasses.asdict(timing)))) == timing
 
 
 def test_protocol__unknown_is_an_error() -> None:

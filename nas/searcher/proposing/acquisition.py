@@ -62,7 +62,7 @@ class Settings:
     start: int = 8
     explore: float = 0.05
     budgets: int = 64
-    most: int = 500
+    most: int = 400
     hyperparameters: Hyperparameters | None = None
 
 
@@ -216,13 +216,12 @@ def _start(
     rng: np.random.Generator,
 ) -> int:
     """Draw from a stratum of latencies that was begun least often."""
-    order = np.flatnonzero(free)[np.argsort(latency_ms[free], kind="stable")]
-    edges = np.quantile(latency_ms[free], np.linspace(0, 1, n_start + 1)[1:-1])
-    visits = np.bincount(np.searchsorted(edges, begun), minlength=n_start)
-    strata = np.array_split(order, n_start)
-    least = [s for s in np.argsort(visits, kind="stable") if len(strata[s])]
-    fewest = [s for s in least if visits[s] == visits[least[0]]]
-    return int(rng.choice(strata[int(rng.choice(fewest))]))
+    rows = np.flatnonzero(free)
+    edges = np.quantile(latency_ms[rows], np.linspace(0, 1, n_start + 1)[1:-1])
+    strata = np.searchsorted(edges, latency_ms[rows])
+    visits = np.bincount(np.searchsorted(edges, begun), minlength=n_start)[strata]
+    least = rng.choice(np.unique(strata[visits == visits.min()]))
+    return int(rng.choice(rows[strata == least]))
 
 
 def _ladder(latency_ms: Array, budget_ms: float | Sequence[float] | None, rungs: int) -> Array:

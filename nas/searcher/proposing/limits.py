@@ -13,7 +13,7 @@ from nas.searcher.proposing.surrogate import Array, GaussianProcess, Hyperparame
 __all__ = ["Limit"]
 
 # Logarithms of costs are nearly sums over the choices.
-_SLOPES = (0.0, 1.0, 10.0)
+_SLOPES = (1.0,)
 
 
 class Limit:
@@ -41,15 +41,20 @@ class Limit:
         """Those given, or found."""
         return self._process.hyperparameters
 
-    def predict(self, features: Array) -> Array:
-        """Return the median figure, (N,), in the unit of the observed."""
-        values = self._mean + self._spread * self._process.mean(features)
-        return np.asarray(np.exp(values) if self._is_log else values, dtype=np.float64)
+    def judge(self, features: Array, bound: float) -> tuple[Array, Array]:
+        """Predict figures, and how probably they keep the bound.
 
-    def probability(self, features: Array, bound: float) -> Array:
-        """Return the probability, (N,), that a figure is at most the bound."""
-        if self._is_log and bound <= 0:
-            return np.zeros(len(features))
-        value = (np.log(bound) if self._is_log else bound) - self._mean
+        Args:
+            features: (N, F).
+            bound: may be infinite.
+
+        Returns:
+            The median figures, in the unit of the observed, and the probabilities, (N,) each.
+        """
         mean, deviation = self._process.predict(features)
-        return np.asarray(ndtr((value / self._spread - mean) / deviation), dtype=np.float64)
+        values = self._mean + self._spread * mean
+        if not self._is_log:
+            return values, np.asarray(ndtr((bound - values) / (self._spread * deviation)))
+        logarithm = np.log(bound) if bound > 0 else -np.inf
+        probability = ndtr((logarithm - values) / (self._spread * deviation))
+        return np.exp(values), np.asarray(probability, dtype=np.float64)

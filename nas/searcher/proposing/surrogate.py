@@ -151,21 +151,26 @@ class GaussianProcess:
         features: (n, F).
         targets: (n,).
         hyperparameters: None finds them.
+        prior: mean and squared scale; None takes the mean of the targets, and the likeliest scale.
     """
 
     def __init__(
-        self, features: Array, targets: Array, hyperparameters: Hyperparameters | None = None
+        self,
+        features: Array,
+        targets: Array,
+        hyperparameters: Hyperparameters | None = None,
+        prior: tuple[float, float] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters or Hyperparameters.of(features, targets)
         self._features, self._targets = features, targets
-        self._mean = float(targets.mean())
+        self._mean = float(targets.mean()) if prior is None else prior[0]
         kernel = self.kernel(features, features)
         kernel[np.diag_indices_from(kernel)] += self.hyperparameters.noise + _JITTER
         self._factor = cho_factor(kernel, lower=True, check_finite=False)
         self._weights = cho_solve(self._factor, targets - self._mean, check_finite=False)
-        scale = float((targets - self._mean) @ self._weights) / len(targets)
-        # Equal targets say nothing about the scale: ranks have 1.
-        self.scale = scale if scale > _JITTER else 1.0
+        likeliest = float((targets - self._mean) @ self._weights) / len(targets)
+        # Equal targets say nothing about the scale: standardised ones have 1.
+        self.scale = prior[1] if prior else likeliest if likeliest > _JITTER else 1.0
 
     def kernel(self, a: Array, b: Array) -> Array:
         """Return the prior covariance of the noise-free targets over s^2, (len(a), len(b))."""
@@ -208,6 +213,7 @@ class GaussianProcess:
             np.concatenate([self._features, features]),
             np.concatenate([self._targets, self.mean(features)]),
             self.hyperparameters,
+            (self._mean, self.scale),
         )
 
     def _prior(self, features: Array) -> Array:
