@@ -90,10 +90,40 @@ def test_measure__a_device_that_is_not_here(run: Run) -> None:
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, ["--study", "not both"]),
+        (["digits:min", "--study", "x"], 2, ["--study", "not both"]),
+        (["--study", "x"], 1, ["'x'", "no study"]),
+        (["digits:min", "--batch", "0"], 1, ["at least 1", "0"]),
+        (["digits:min", "--image", "nowhere.png"], 1, ["nowhere.png"]),
+        (["digits:min", "--protocol", "cold"], 2, ["'cold'", "buffered"]),
+    ],
+)
+def test_measure__says_what_is_wrong(
+    run: Run, arguments: list[str], code: int, words: list[str]
+) -> None:
+    found, text = run("measure", *arguments)
+    assert found == code
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text
+
+
+def test_search__refuses_an_estimate_when_told_to(run: Run) -> None:
+    code, text = run(
+        "search", "--hardware", "xavier-nx", "--budget", "9ms", "--latency", "measured", "--quick"
+    )
+    assert code == 1
+    assert "xavier-nx" in text
+    assert "is not attached" in text
+
+
 def test_estimate__says_that_nothing_was_measured(run: Run) -> None:
     code, text = run("estimate", "hsv_det:yolov8n", "--hardware", "t4")
     assert code == 0
-    figures = re.match(r"([\d.]+) ms, 80% interval \[([\d.]+), ([\d.]+)\], estimated", text)
+    figures = re.match(r"([\d.]+) ms, 80 % interval \[([\d.]+), ([\d.]+)\], estimated", text)
     assert figures
     ms, low, high = map(float, figures.groups())
     # YOLOv8n took 1.47 ms on a T4 (Ultralytics' chart, TensorRT FP16).
@@ -277,14 +307,18 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 
 
 FLAGS = {
-    "search": "--hardware --budget --data --space --runtime --sampler --evaluations --study "
-    "--resume --lambda --alpha --seed --quick --storage --workspace",
+    "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
+    "--sampler --evaluations --study --resume --lambda --alpha --seed --quick --storage "
+    "--workspace",
     "front": "--study --lambda --budget --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",
     "describe": "--classes --svg --json --workspace",
     "ablate": "--space --vary --recipe --against --seeds --iterations --data --hardware --runtime "
     "--precision --jobs --study --quick --output --storage --workspace",
-    "measure": "--hardware --runtime --precision --workspace",
+    "measure": "--study --hardware --runtime --precision --protocol --batch --image --threads "
+    "--storage --workspace",
+    "profile": "--hardware --space --measurements --runtime --precision --classes --output --seed "
+    "--storage --workspace",
     "hardware": "--workspace",
     "estimate": "--hardware --workspace",
     "train": "--data --iterations --hardware --seed --quick --workspace",

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 import nas
-from nas.api import export, front, stored_request, train
-from nas.errors import BudgetError, EngineError, StudyError
+from nas.api import export, front, measure_study, stored_request, train
+from nas.errors import BudgetError, EngineError, MeasurementError, StudyError
 from nas.searcher.progress import Silent
 from nas.space.architecture import Architecture
 
@@ -251,3 +251,27 @@ def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes])
         assert process.poll() is None, "the search ended before it was killed"
         time.sleep(0.1)
     raise AssertionError("the search did not come far enough within two minutes")
+
+
+def test_search__far_from_the_device_is_estimated_to_the_last_figure(
+    tiny: str, tmp_path: Path
+) -> None:
+    """No such board is here: every latency says that it is estimated, and nothing claims more."""
+    found = nas.search(
+        "50ms",
+        hardware="xavier-nx",
+        space=tiny,
+        quick=True,
+        evaluations=3,
+        sampler="random",
+        workspace=tmp_path,
+    )
+    table = found.result.evaluations
+    assert set(table["latency_source"].dropna()) == {"estimated"}
+    assert set(table["precision"]) == {"fp16"}
+    assert set(table["artifact"].dropna()) == {"graph"}
+    latency = found.delivered.bundle.latency
+    assert (latency.source, latency.level) == ("estimated", 0.8)
+    assert "NOT MEASURED" in (found.folder / "card.md").read_text()
+    with pytest.raises(MeasurementError, match="not attached"):
+        measure_study(stored_request(found.study, None, tmp_path))

@@ -30,6 +30,7 @@ from nas.latency.oracle import MeasuringOracle
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive
 from nas.searcher.database import Database
+from nas.searcher.engines import doubt_about
 from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace, training_recipe
@@ -210,6 +211,8 @@ class _Study:
                 variant, seed = jobs[job]
                 self._store(variant, seed, latencies[variant.candidate.digest], outcome)
                 job.checkpoint.unlink(missing_ok=True)
+                if doubt := doubt_about(outcome.accuracy, variant.candidate.precision):
+                    listener.say(f"{job.name}: {doubt}", warning=True)
                 listener.say(f"{job.name}: mAP50-95 {outcome.accuracy.map50_95:.3f}")
         if len(failures) == len(jobs):
             raise failures[0]

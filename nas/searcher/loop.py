@@ -77,7 +77,9 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         supernet = trained_supernet(
             setting.space, setting.dataset, recipe, request.workspace, listener
         )
-        judge = AccuracyJudge(supernet, weights, setting.dataset, setting.runtime, setting.database)
+        judge = AccuracyJudge(
+            supernet, weights, setting.dataset, setting.runtime, setting.database, listener
+        )
         for point in setting.space.anchors.values():
             study.enqueue(point)
         listener.stage("Search", request.wanted)

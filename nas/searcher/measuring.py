@@ -130,7 +130,9 @@ def network_graph(subject: str, batch: int | None = None) -> bytes:
             )
         return onnx
     if is_file(subject) or ":" in subject:
-        return untrained_onnx(read_architecture(subject, COCO_CLASSES), batch or 1)
+        return untrained_onnx(
+            read_architecture(subject, COCO_CLASSES), 1 if batch is None else batch
+        )
     raise InputError(
         f"A network is a .yaml file, an .onnx file or space:anchor, got {subject!r}.",
         "Give an architecture.yaml, a model.onnx, or a name such as digits:middle.",

@@ -107,10 +107,11 @@ def _elsewhere(
     else:
         oracle = _estimating(hardware, absence)
         how = f"ESTIMATED from the data sheet of {hardware.name}: nothing was measured on one"
+    held = percent(_level(oracle))
     listener.say(
-        f"{absence.message} Latencies are {how}. Their intervals hold {percent(_level(oracle))}, and "
-        "the budget is not promised. Where the device is: nas measure --study NAME. To refuse "
-        "this: --latency measured.",
+        f"{absence.message} Latencies are {how}. Their intervals hold {held}, and the budget is "
+        "not promised. Where the device is: nas measure --study NAME. To refuse this: "
+        "--latency measured.",
         warning=True,
     )
     precisions = [one for one in oracle.precisions if one in LiteralRuntime.precisions]
