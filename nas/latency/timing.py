@@ -123,7 +123,7 @@ class ClockSettings:
     min_blocks: int = 8
     max_blocks: int = 24
     block_ms: float = 10.0
-    min_samples: int = 5
+    min_samples: int = 10
     percentile: float = 2.0
     warmup_ms: float = 20.0
     pause_ms: float = 200.0

@@ -113,7 +113,7 @@ class Hyperparameters:
 
     @classmethod
     def of_accuracy(
-        cls, features: Array, accuracy: Array, kinds: Sequence[str] = ("winsorised", "raw")
+        cls, features: Array, accuracy: Array, kinds: Sequence[str] = tuple(TARGETS)
     ) -> Hyperparameters:
         """Choose the kind of targets too: the one that predicts the order best, left out in turn.
 
