@@ -117,14 +117,14 @@ def test_search__int8_delivers_the_graph_that_was_measured_and_scored(tmp_path: 
     facts = yaml.safe_load((found.folder / "architecture.yaml").read_text())
     assert all(one["agreement"]["images"] > 0 for one in facts["accuracy"])
     assert (found.front["compared_with"] == "onnxruntime fp32").all()
-    latency = nas.measure(found.folder / "model.onnx", precision="int8")
+    latency = nas.measure(found.folder / "model.onnx", precision="int8").latency
     assert latency.environment.precision == "int8"
     with pytest.raises(EngineError, match="fp32"):
         nas.measure(found.folder / "model.onnx", precision="fp32")
 
 
 def test_measure__the_delivered_graph_again(found: nas.Found) -> None:
-    again = nas.measure(found.folder / "model.onnx")
+    again = nas.measure(found.folder / "model.onnx").latency
     delivered = found.delivered.bundle.latency
     # The reference is calibrated anew, so this is a loose check of the scale.
     assert again.ms == pytest.approx(delivered.ms, rel=1)
