@@ -7,12 +7,16 @@ driver is made once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from nas.errors import EngineError
 
 __all__ = ["CudaDevice"]
+
+_Placed = TypeVar("_Placed", torch.Tensor, nn.Module)
 
 
 class CudaDevice:
@@ -45,6 +49,15 @@ class CudaDevice:
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Allocate a tensor of zeros, contiguous."""
         return torch.zeros(shape, dtype=dtype, device=f"cuda:{self._index}")
+
+    def place(self, what: _Placed) -> _Placed:
+        """Move a tensor or module to the device."""
+        return what.to(f"cuda:{self._index}")
+
+    def enqueue(self, launch: Callable[[], None]) -> None:
+        """Call what puts work on the stream."""
+        with torch.cuda.stream(self._stream):
+            launch()
 
     def synchronize(self) -> None:
         """Wait for everything on the device; an error of an earlier launch is raised here."""
