@@ -28,10 +28,12 @@ from nas.latency.features import latency_features
 from nas.latency.hardware import Hardware
 from nas.latency.latency import Latency, Source
 from nas.latency.meter import LatencyMeter
+from nas.latency.parts import KnownParts
 from nas.latency.predictor import LEAST_SAMPLES, LatencyPredictor, Prediction
 from nas.latency.roofline import DevicePeaks
 from nas.latency.table import LatencyTable
 from nas.latency.workload import Workload
+from nas.space.architecture import Architecture
 from nas.units import Budget
 
 __all__ = ["EstimatingOracle", "LatencyOracle", "MeasuringOracle", "Network", "TableOracle"]
@@ -47,10 +49,14 @@ class Network:
     Args:
         key: names it, such as the digest of its architecture.
         export: makes its graph in fp32, with random weights.
+        architecture: what it is; its features may then be known without a graph.
+        parts: of the networks that were exported so far.
     """
 
     key: str
     export: Callable[[], bytes]
+    architecture: Architecture | None = None
+    parts: KnownParts = field(default_factory=KnownParts)
 
     @cached_property
     def onnx(self) -> bytes:
@@ -65,7 +71,10 @@ class Network:
     @cached_property
     def features(self) -> _Features:
         """What predictions are made from, (F,)."""
-        return latency_features(self.workload)
+        if self.architecture is None:
+            return latency_features(self.workload)
+        known = self.parts.find(self.architecture)
+        return self.parts.learn(self.architecture, self.workload) if known is None else known
 
 
 class LatencyOracle(ABC):

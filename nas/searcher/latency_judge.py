@@ -5,10 +5,13 @@ So it comes first, and costs no training.
 
 from __future__ import annotations
 
+from functools import partial
+
 from nas.latency.environment import Environment
 from nas.latency.latency import Latency
 from nas.latency.onnx_export import export_onnx
 from nas.latency.oracle import LatencyOracle, Network
+from nas.latency.parts import KnownParts
 from nas.model.detector import Detector, profile
 from nas.searcher.database import Database
 from nas.space.architecture import Architecture, Candidate
@@ -30,6 +33,7 @@ class LatencyJudge:
         self._oracle = oracle
         self._database = database
         self._space = space
+        self._parts = KnownParts()
         self._environments: set[str] = set()
 
     def __call__(self, candidate: Candidate, budget: Budget | None = None) -> Latency:
@@ -53,10 +57,14 @@ class LatencyJudge:
             parameters=counts.parameters,
             macs=counts.macs,
         )
-        network = Network(architecture.digest, lambda: untrained_onnx(architecture))
-        latency = self._oracle.answer(network, candidate.precision, budget)
+        latency = self._oracle.answer(self.network(architecture), candidate.precision, budget)
         self._remember(latency.environment)
         return latency
+
+    def network(self, architecture: Architecture) -> Network:
+        """Return what oracles are asked about."""
+        export = partial(untrained_onnx, architecture)
+        return Network(architecture.digest, export, architecture, self._parts)
 
     def _remember(self, environment: Environment) -> None:
         if environment.digest not in self._environments:

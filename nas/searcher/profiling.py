@@ -6,23 +6,25 @@ latencies the others can be told best (`nas.latency.design`). So a few dozen mea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from nas.errors import EngineError, ExportError, InputError, MeasurementError, NasError
 from nas.latency.design import cover
 from nas.latency.hardware import Hardware
+from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
 from nas.latency.oracle import MeasuringOracle, Network
-from nas.latency.predictor import LEAST_SAMPLES
+from nas.latency.predictor import LEAST_SAMPLES, LatencyPredictor
 from nas.latency.table import LatencyTable, TableRow
 from nas.searcher.database import Database
-from nas.searcher.latency_judge import LatencyJudge, untrained_onnx
+from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace
 from nas.searcher.setting import installed_versions
@@ -115,79 +117,105 @@ def profile_space(
     if request.precisions:
         space = space.in_precisions(request.precisions)
     space = space.within(runtime.precisions)
-    chosen = _covering(request, space, listener)
     with LatencyMeter(
         hardware, runtime, precisions=space.precisions, store=database, isolated=True
     ) as meter:
-        judge = LatencyJudge(MeasuringOracle(meter, predicts=False), database, space.digest)
-        tables = []
-        for precision in space.precisions:
+        profiler = _Profiler(request, space, MeasuringOracle(meter, predicts=False), database)
+        return list(profiler.tables(listener))
+
+
+class _Profiler:
+    """Measures what covers a space."""
+
+    def __init__(
+        self,
+        request: ProfileRequest,
+        space: SearchSpace,
+        oracle: MeasuringOracle,
+        database: Database,
+    ) -> None:
+        self._request = request
+        self._space = space
+        self._oracle = oracle
+        self._judge = LatencyJudge(oracle, database, space.digest)
+
+    def tables(self, listener: Listener) -> Iterator[LatencyTable]:
+        """Yield the table of each precision, once it is written."""
+        chosen = self._covering(listener)
+        for precision in self._space.precisions:
             listener.stage(f"Measure in {precision}", len(chosen))
+            rows = self._rows(chosen, precision, listener)
             table = LatencyTable.of(
-                _rows(chosen, precision, judge, listener),
-                meter.environment(precision),
-                hardware=hardware.name,
-                space=space.name,
-                space_digest=space.digest,
+                self._checked(rows, precision, listener),
+                self._oracle.environment(precision),
+                hardware=self._oracle.hardware.name,
+                space=self._space.name,
+                space_digest=self._space.digest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                commit="release",
+                commit=installed_versions()["nas-detector"],
                 versions=installed_versions(),
             )
-            table.save(request.folder)
-            tables.append(table)
-    return tables
+            table.save(self._request.folder)
+            yield table
+
+    def _covering(self, listener: Listener) -> list[Network]:
+        """Choose the networks whose latencies tell the most about all others."""
+        request, space = self._request, self._space
+        generator = np.random.default_rng(request.seed)
+        points = [
+            *space.anchors.values(),
+            *(space.sample(generator) for _ in range(request.pool)),
+        ]
+        found = {}
+        for point in points:
+            architecture = space.candidate(point, request.classes).architecture
+            found[architecture.digest] = self._judge.network(architecture)
+        pool, features = list(found.values()), []
+        listener.stage("Look at the space", len(pool))
+        for done, network in enumerate(pool, start=1):
+            features.append(network.features)
+            listener.advance(done)
+        anchors = list(range(min(len(space.anchors), request.measurements)))
+        wanted = min(request.measurements, len(pool)) - len(anchors)
+        rest = cover(np.stack(features), wanted, chosen=anchors)
+        return [pool[index] for index in (*anchors, *rest)]
+
+    def _rows(self, chosen: list[Network], precision: str, listener: Listener) -> list[TableRow]:
+        rows: list[TableRow] = []
+        failures: list[NasError] = []
+        for done, network in enumerate(chosen, start=1):
+            assert network.architecture is not None
+            candidate = {"architecture": network.architecture, "precision": precision}
+            try:
+                found = self._judge(Candidate.model_validate(candidate))
+            except (EngineError, ExportError, MeasurementError) as error:
+                failures.append(error)
+                listener.say(f"A network could not be measured: {error}", warning=True)
+                continue
+            rows.append(_row(network.architecture, network.features, found))
+            listener.advance(done, f"{found.ms:.3f} ms")
+        if len(rows) < LEAST_SAMPLES:
+            raise failures[0]
+        return rows
+
+    def _checked(
+        self, rows: list[TableRow], precision: str, listener: Listener
+    ) -> Iterator[TableRow]:
+        """Measure again what a neighbour on the machine seems to have slowed down."""
+        features, ms = np.stack([row.features for row in rows]), np.array([row.ms for row in rows])
+        suspects = LatencyPredictor.fit(features, ms).leave_one_out().suspects
+        if suspects:
+            listener.say(f"{len(suspects)} of {len(rows)} look too slow, and are measured again.")
+        for index, row in enumerate(rows):
+            if index not in suspects:
+                yield row
+                continue
+            network = self._judge.network(row.architecture)
+            again = self._oracle.confirm(network, network.onnx, precision)
+            yield row if row.ms <= again.ms else _row(row.architecture, row.features, again)
 
 
-_Chosen = list[tuple[Architecture, Network]]
-
-
-def _covering(request: ProfileRequest, space: SearchSpace, listener: Listener) -> _Chosen:
-    """Choose the networks whose latencies tell the most about all others."""
-    generator = np.random.default_rng(request.seed)
-    points = [*space.anchors.values(), *(space.sample(generator) for _ in range(request.pool))]
-    found = {}
-    for point in points:
-        architecture = space.candidate(point, request.classes).architecture
-        found[architecture.digest] = architecture
-    pool = [
-        (architecture, Network(digest, partial(untrained_onnx, architecture)))
-        for digest, architecture in found.items()
-    ]
-    listener.stage("Look at the space", len(pool))
-    features = []
-    for done, (_, network) in enumerate(pool, start=1):
-        features.append(network.features)
-        listener.advance(done)
-    anchors = list(range(min(len(space.anchors), request.measurements)))
-    wanted = min(request.measurements, len(pool)) - len(anchors)
-    rest = cover(np.stack(features), wanted, chosen=anchors)
-    return [pool[index] for index in (*anchors, *rest)]
-
-
-def _rows(
-    chosen: _Chosen, precision: str, judge: LatencyJudge, listener: Listener
-) -> list[TableRow]:
-    rows: list[TableRow] = []
-    failures: list[NasError] = []
-    for done, (architecture, network) in enumerate(chosen, start=1):
-        try:
-            found = judge(
-                Candidate.model_validate({"architecture": architecture, "precision": precision})
-            )
-        except (EngineError, ExportError, MeasurementError) as error:
-            failures.append(error)
-            listener.say(f"A network could not be measured: {error}", warning=True)
-            continue
-        rows.append(
-            TableRow(
-                architecture=architecture,
-                features=network.features,
-                ms=found.ms,
-                low_ms=found.low_ms,
-                high_ms=found.high_ms,
-            )
-        )
-        listener.advance(done, f"{found.ms:.3f} ms")
-    if len(rows) < LEAST_SAMPLES:
-        raise failures[0]
-    return rows
+def _row(
+    architecture: Architecture, features: npt.NDArray[np.float64], latency: Latency
+) -> TableRow:
+    return TableRow(architecture, features, latency.ms, latency.low_ms, latency.high_ms)
