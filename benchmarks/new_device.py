@@ -126,11 +126,10 @@ def _figures(
     chosen = choose(features, sources, count)
     found: dict[str, Any] = {"chosen": names[chosen].tolist()}
     for name, method in METHODS.items():
-        found[name] = {
-            "chosen": _score(method(features, sources, ms, chosen), ms, chosen),
-            "random": _repeated(method, features, sources, ms, count, halves=False),
-            "chosen_of_random_halves": _repeated(method, features, sources, ms, count, halves=True),
-        }
+        found[name] = {"chosen": _score(method(features, sources, ms, chosen), ms, chosen)}
+        if count in REPEATED:
+            for how in ("random", "chosen_of_random_halves"):
+                found[name][how] = _repeated(method, features, sources, ms, count, how)
     return found
 
 

@@ -36,6 +36,7 @@ from replay.catalog import (
     null_models,
     optuna_gp,
     optuna_methods,
+    our_sampler,
     ours,
     yolobench_groups,
 )
@@ -105,6 +106,8 @@ def _methods(group: Group, asked: argparse.Namespace) -> tuple[Method, ...]:
     seeds = 2 if asked.quick else asked.seeds
     some = min(seeds, seeds if named else 10)
     found = [ours(seeds, most=120), *baselines(seeds), *null_models(), *optuna_methods(some)]
+    if named and not group.tasks[0].noise:
+        found.append(our_sampler(min(10, seeds), most=60))
     if named and not (asked.no_gp or asked.quick):
         found.append(optuna_gp(10, most=100))
     return tuple(method for method in found if re.search(asked.method, method.name))

@@ -8,7 +8,7 @@ from pathlib import Path
 from nas.searcher import proposing
 
 from .optuna_search import OptunaSearch, gp, nsga2, tpe
-from .ours import Ours
+from .ours import Ours, through_optuna
 from .runs import Group, Method
 from .strategies import Evolution, LocalSearch, RandomSearch, in_turns, most_macs, slowest
 from .tables import Table
@@ -20,6 +20,8 @@ OPTUNA = ("optuna_tpe", "optuna_nsga2", "optuna_gp")
 _HERE = Path(__file__).parent
 _OWN = tuple(_HERE / f"{name}.py" for name in ("strategies", "tasks", "runs", "tables"))
 _OPTUNA = (*_OWN, _HERE / "optuna_search.py")
+_SEARCHER = Path(proposing.__file__).parents[1]
+_SAMPLER = (_HERE / "optuna_search.py", *sorted(_SEARCHER.glob("autonac*.py")))
 _OURS = (*_OWN, _HERE / "ours.py", Path(proposing.__file__).parent)
 
 
@@ -64,6 +66,11 @@ def null_models() -> list[Method]:
 def ours(seeds: int, most: int) -> Method:
     """What this project searches with."""
     return Method("autonac", Ours, seeds, _OURS, most)
+
+
+def our_sampler(seeds: int, most: int) -> Method:
+    """The same as users get it, in a study of Optuna."""
+    return Method("autonac_sampler", through_optuna, seeds, (*_OURS, *_SAMPLER), most)
 
 
 def optuna_methods(seeds: int) -> list[Method]:

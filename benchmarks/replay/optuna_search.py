@@ -72,11 +72,11 @@ class OptunaSearch(Strategy):
     def _row(self, trial: Trial) -> int:
         code = []
         for choice in self.pool.choices:
-            last = len(choice.options) - 1
             if choice.ordered:
-                code.append(trial.suggest_int(choice.name, 0, last))
+                code.append(trial.suggest_int(choice.name, 0, len(choice.options) - 1))
             else:
-                code.append(trial.suggest_categorical(choice.name, range(last + 1)))
+                taken = trial.suggest_categorical(choice.name, choice.options)
+                code.append(choice.options.index(taken))
         return self.pool.rows.get(tuple(code), -1)
 
     def _may_query(self, row: int) -> bool:
@@ -101,9 +101,11 @@ class OptunaSearch(Strategy):
 
     def _any(self) -> int:
         row = self.fresh()
-        code = self.pool.codes[row].tolist()
-        names = [choice.name for choice in self.pool.choices]
-        self.study.enqueue_trial(dict(zip(names, code, strict=True)))
+        pairs = zip(self.pool.choices, self.pool.codes[row].tolist(), strict=True)
+        taken = {
+            choice.name: code if choice.ordered else choice.options[code] for choice, code in pairs
+        }
+        self.study.enqueue_trial(taken)
         self._trial = self.study.ask()
         self._row(self._trial)
         return row

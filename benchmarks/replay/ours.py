@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from nas.searcher.autonac import AutoNACSampler
 from nas.searcher.proposing import Observed, encode, propose, recommend
 
+from .optuna_search import OptunaSearch
 from .strategies import Strategy
+from .tables import Choice
 from .tasks import Pool
 
 
@@ -49,3 +57,38 @@ class Ours(Strategy):
         rows = np.array(list(self.seen), dtype=np.intp)
         accuracy = np.array(list(self.seen.values()), dtype=np.float64)
         return Observed(self._features[rows], accuracy, self.pool.latency_ms[rows])
+
+
+def through_optuna(pool: Pool, seed: int) -> Strategy:
+    """Search by the sampler that users get, in a study of Optuna, which knows no table.
+
+    It may propose what the table lacks: that counts as ten times slower than all networks.
+    """
+    return OptunaSearch(pool, seed, partial(_sampler, pool))
+
+
+def _sampler(pool: Pool, seed: int) -> AutoNACSampler:
+    return AutoNACSampler(
+        search_space={choice.name: _distribution(choice) for choice in pool.choices},
+        latency=partial(_latencies, pool),
+        budget_ms=None if pool.budgets_ms else min(pool.budget_ms, float(pool.latency_ms.max())),
+        front=bool(pool.budgets_ms),
+        seed=seed,
+    )
+
+
+def _distribution(choice: Choice) -> BaseDistribution:
+    if choice.ordered:
+        return IntDistribution(0, len(choice.options) - 1)
+    return CategoricalDistribution(choice.options)
+
+
+def _latencies(pool: Pool, points: Sequence[Mapping[str, Any]]) -> list[float]:
+    rows = [pool.rows.get(_code(pool, point), -1) for point in points]
+    found: list[float] = np.append(pool.latency_ms, 10 * pool.latency_ms.max())[rows].tolist()
+    return found
+
+
+def _code(pool: Pool, point: Mapping[str, Any]) -> tuple[int, ...]:
+    taken = [(choice, point[choice.name]) for choice in pool.choices]
+    return tuple(one if choice.ordered else choice.options.index(one) for choice, one in taken)

@@ -27,6 +27,7 @@ _COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 300)
 _SHOWN = 60  # curves are stored at every count up to here, then at every fifth
 _COLOURS = {
     OURS: "#1a7f37",
+    "autonac_sampler": "#4ac26b",
     "random": "#9aa5b1",
     "evolution": "#b35900",
     "local_search": "#d4a72c",
@@ -38,6 +39,7 @@ _COLOURS = {
 }
 _TITLES = {
     OURS: "ours",
+    "autonac_sampler": "ours, as sampler",
     "local_search": "local search",
     "optuna_tpe": "TPE",
     "optuna_nsga2": "NSGA-II",

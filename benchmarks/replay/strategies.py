@@ -150,14 +150,17 @@ class InTurns(Strategy):
         self._parts, self._turn = parts, 0
 
     def ask(self) -> int:
-        """Ask the search whose turn it is, unless it has queried all that it may."""
-        while len(self._part.seen) == self._part.pool.n_allowed:
+        """Ask the next search that may query more; if none may, a network over all budgets."""
+        for _ in self._parts:
+            if len(self._part.seen) < self._part.pool.n_allowed:
+                return self._part.ask()
             self._turn += 1
-        return self._part.ask()
+        return self.fresh()
 
     def tell(self, row: int, accuracy: float) -> None:
         """Tell that search."""
-        self._part.tell(row, accuracy)
+        if self.pool.latency_ms[row] <= self._part.pool.budget_ms:
+            self._part.tell(row, accuracy)
         if row not in self.seen:
             self._turn += 1
         super().tell(row, accuracy)

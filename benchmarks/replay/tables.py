@@ -93,9 +93,9 @@ def yolobench(data_set: str) -> Table:
         f"yolobench_{data_set}",
         choices,
         codes,
-        np.asarray(100.0 * data[ACCURACIES[data_set]], dtype=np.float64),
+        100.0 * data[ACCURACIES[data_set]].to_numpy(float),
         {device: data[column].to_numpy(float) for device, column in LATENCIES.items()},
-        (depth * width**2 * side**2).to_numpy(float),
+        np.asarray(depth * width**2 * side**2, dtype=np.float64),
     )
 
 

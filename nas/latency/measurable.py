@@ -90,7 +90,7 @@ def runtime_for(
         raise InputError(
             f"The runtime {runtime.name!r} computes on {where}, which says nothing of "
             f"{hardware.name} ({hardware.description}).",
-            f"Leave the runtime out, or name {' or '.join(hardware.runtimes)}.",
+            f"Leave the runtime out, or name one of {', '.join(hardware.runtimes)}.",
         )
     if not runtime.on_cpu:
         _choose_gpu(hardware)

@@ -65,6 +65,7 @@ _PRIORS = {
     "single": (0.15, 1.0),
 }
 _SINGLE_LENGTH = 0.7  # h, in standard deviations of a feature
+_REACH = 4.0  # standard deviations: beyond, a covariance cannot be told from a singular one
 _STEPS = 60  # of the search for those numbers
 _LEAST_SPREAD = 0.05  # of logarithms: sources that agree better are not told apart
 
@@ -331,7 +332,13 @@ class _Posterior:
             return value + float(steps @ steps) / 2, slopes * spreads + steps
 
         first = np.log(np.array(list(start.values())) / medians) / spreads
-        found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS})
+        found = minimize(
+            *(loss, first),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-_REACH, _REACH)] * len(start),
+            options={"maxiter": _STEPS},
+        )
         numbers = named(found.x)
         inverse = np.asarray(np.linalg.inv(_noisy(parts, numbers)), np.float64)
         return cls(numbers, -float(found.fun), inverse, inverse @ values)

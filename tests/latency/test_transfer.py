@@ -95,6 +95,17 @@ def test_transfer__units_of_devices_do_not_matter(units: list[float]) -> None:
     )
 
 
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_transfer__of_any_latencies_is_finite(data: st.DataObject) -> None:
+    latencies = st.lists(st.floats(1e-3, 1e4), min_size=6, max_size=6)
+    table = np.array([data.draw(latencies) for _ in range(3)])
+    features = np.round(np.log(table[:1].T), 1)
+    found = TransferPredictor.fit(features, table[1:].T, table[0]).predict(features, table[1:].T)
+    assert np.all(np.isfinite(found))
+    assert np.all((found.low_ms <= found.ms) & (found.ms <= found.high_ms))
+
+
 def test_transfer__is_less_sure_far_from_what_was_measured() -> None:
     features, sources, ms = networks(200, 2)
     near = np.flatnonzero(features[:, 0] < 1)[:20]

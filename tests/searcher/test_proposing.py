@@ -351,3 +351,20 @@ def test_limit__figures_of_either_sign():
     predicted, probability = Limit(features[some], figures[some]).judge(features[~some], 0.0)
     np.testing.assert_allclose(predicted, figures[~some], atol=0.3)
     assert ((probability > 0.5) == (figures[~some] <= 0)).mean() > 0.8
+
+
+def test_propose__doubts_a_surrogate_that_improved_nothing_for_long():
+    rows = np.random.default_rng(0).choice(len(CODES), 60, replace=False)
+    rows = rows[np.argsort(-ACCURACY[rows])]  # the best came first, and nothing better since
+    settled = propose_one(rows[::-1])
+    idle = propose_one(rows)
+    features = FEATURES[rows]
+    nearest = [np.linalg.norm(features - FEATURES[new], axis=1).min() for new in (settled, idle)]
+    assert nearest[1] >= nearest[0]
+
+
+def propose_one(rows):
+    settings = Settings(explore=0.0)
+    generator = np.random.default_rng(0)
+    (new,) = propose(FEATURES, LATENCY, observed(rows), rng=generator, settings=settings)
+    return new

@@ -28,11 +28,11 @@ class CudaDevice:
 
     def __init__(self) -> None:
         _require_cuda()
-        self._index = torch.cuda.current_device()
+        self.index = torch.cuda.current_device()
         # TensorRT synchronises the whole device when it runs on the default stream.
-        self._stream = torch.cuda.Stream(self._index)  # type: ignore[no-untyped-call]  # torch's
-        self.name = torch.cuda.get_device_name(self._index)
-        major, minor = torch.cuda.get_device_capability(self._index)
+        self._stream = torch.cuda.Stream(self.index)  # type: ignore[no-untyped-call]  # torch's
+        self.name = torch.cuda.get_device_name(self.index)
+        major, minor = torch.cuda.get_device_capability(self.index)
         self.capability = f"{major}.{minor}"
         self.cuda = str(torch.version.cuda)
 
@@ -48,11 +48,11 @@ class CudaDevice:
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Allocate a tensor of zeros, contiguous."""
-        return torch.zeros(shape, dtype=dtype, device=f"cuda:{self._index}")
+        return torch.zeros(shape, dtype=dtype, device=f"cuda:{self.index}")
 
     def place(self, what: _Placed) -> _Placed:
         """Move a tensor or module to the device."""
-        return what.to(f"cuda:{self._index}")
+        return what.to(f"cuda:{self.index}")
 
     def enqueue(self, launch: Callable[[], None]) -> None:
         """Call what puts work on the stream."""
@@ -61,7 +61,7 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """Wait for everything on the device; an error of an earlier launch is raised here."""
-        torch.cuda.synchronize(self._index)
+        torch.cuda.synchronize(self.index)
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         """Record what `launch` puts on the stream; calling the result does it again.

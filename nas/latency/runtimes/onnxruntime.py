@@ -5,7 +5,7 @@ wants unsigned activations, rounded before the activation function. So INT8 is n
 precisions; `OnnxRuntime.evaluate` computes such graphs for their numbers.
 
 It takes another provider in silence where it misses the one that was asked for, so the session is
-asked for its providers after it is made.
+asked for its providers after it is made. Those of GPUs are in `onnxruntime_gpu.py`.
 
 A saved engine is the graph as it was optimized for this processor, with its private layouts.
 """
@@ -29,7 +29,7 @@ from nas.latency.onnx_graph import parse_onnx
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime, refusal
 from nas.latency.runtimes.saved import SavedEngine
 
-__all__ = ["OnnxRuntime", "OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeEngine", "new_session", "session_options"]
 
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
@@ -120,9 +120,7 @@ class OnnxRuntime(Runtime):
     def _build(
         self, onnx: bytes, input_shape: tuple[int, ...], precision: str, threads: int
     ) -> Engine:
-        session = _session(onnx, _options(threads), precision)
-        if session.get_providers() != [_PROVIDER]:
-            raise EngineError(f"Asked for {_PROVIDER}, it runs {session.get_providers()}.")
+        session = new_session(onnx, session_options(threads), precision)
         return OnnxRuntimeEngine(session, input_shape, onnx)
 
     def _load(self, saved: SavedEngine) -> Engine:
@@ -133,18 +131,18 @@ class OnnxRuntime(Runtime):
 def _optimized(onnx: bytes, threads: int) -> bytes:
     """Return the graph that a session really runs; to make another one is quick."""
     with tempfile.TemporaryDirectory(prefix="nas-onnxruntime-") as folder:
-        path, options = Path(folder) / "optimized.onnx", _options(threads)
+        path, options = Path(folder) / "optimized.onnx", session_options(threads)
         options.optimized_model_filepath = str(path)
-        _session(onnx, options, "fp32")
+        new_session(onnx, options, "fp32")
         return path.read_bytes()
 
 
 @functools.lru_cache(maxsize=2)
 def _literal_session(onnx: bytes) -> Any:
     """Return a session for many images of one graph."""
-    options = _options(threads=1)
+    options = session_options(threads=1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _session(_rounding(onnx), options, "its own types")
+    return new_session(_rounding(onnx), options, "its own types")
 
 
 def _rounding(onnx: bytes) -> bytes:
@@ -176,14 +174,44 @@ def _rounding(onnx: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _session(onnx: bytes, options: Any, precision: str) -> Any:
+def new_session(
+    onnx: bytes,
+    options: Any,
+    precision: str,
+    provider: str = _PROVIDER,
+    settings: Mapping[str, str] | None = None,
+) -> Any:
+    """Return a session on one provider, or none at all.
+
+    Args:
+        onnx: the graph.
+        options: see `session_options`.
+        precision: that it computes in, for the error.
+        provider: of ONNX Runtime.
+        settings: of the provider.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph, or would take another provider.
+    """
+    providers = [(provider, dict(settings or {}))]
     try:
-        return onnxruntime.InferenceSession(onnx, options, providers=[_PROVIDER])
+        # Otherwise it tries others, and says so on standard output only.
+        session = onnxruntime.InferenceSession(
+            onnx, options, providers=providers, enable_fallback=0
+        )
     except Exception as error:
         raise refusal("ONNX Runtime", onnx, precision, " ".join(str(error).split())) from error
+    if session.get_providers()[0] != provider:
+        raise EngineError(
+            f"Asked ONNX Runtime for {provider}, it runs {', '.join(session.get_providers())}.",
+            "Its log says why it cannot load the provider: mostly, CUDA or cuDNN of another "
+            "version is installed.",
+        )
+    return session
 
 
-def _options(threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """Return the options of all sessions: one graph at a time, on so many threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from nas.errors import EngineError, ExportError
+from nas.errors import EngineError, ExportError, MissingPackageError
 from nas.latency.half import to_half
 from nas.latency.runtimes import cuda_device
 from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime, refusal
@@ -193,16 +193,19 @@ class TorchRuntime(Runtime):
 
 
 class CompiledTorchRuntime(TorchRuntime):
-    """Torch's compiler for the processor: it writes C++, so it needs a compiler of that."""
+    """Torch's compiler for the processor: it writes C++, so it needs a compiler of that.
+
+    Raises:
+        MissingPackageError: there is none.
+    """
 
     name: ClassVar[str] = "pytorch-compiled"
     mode: ClassVar[Mode] = "compiled"
 
-    def _require(self, precision: str) -> None:
-        super()._require(precision)
+    def __init__(self) -> None:
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if shutil.which(compiler) is None:
-            raise EngineError(
+            raise MissingPackageError(
                 f"The runtime {self.name!r} needs a C++ compiler, and {compiler!r} is not there.",
                 "Install g++, or name a compiler in the environment variable CXX; the runtime "
                 "'pytorch' needs none.",

@@ -3,7 +3,8 @@
 Latency is known, or well predicted, before an accuracy is paid for, so it needs no acquisition of
 its own: an improvement under a budget is an improvement over the best that keeps that budget, and
 an improvement of the front is the sum of those over a ladder of budgets. That is the expected gain
-of hypervolume with a known second objective, as a sum over the ladder.
+of hypervolume with a known second objective, as a sum over the ladder. The ladder must be fine: a
+candidate just above a rung counts for the next one only, where others are better anyway.
 
 Dimension letters: n observations, N candidates, F features, p pending, b budgets.
 """
@@ -19,11 +20,12 @@ from scipy.special import ndtr
 
 from nas.searcher.proposing.surrogate import TARGETS, Array, GaussianProcess, Hyperparameters
 
-_SHORTLIST = 512
-
 __all__ = ["Observed", "Settings", "propose", "recommend"]
 
 Mask = NDArray[np.bool_]
+
+_SHORTLIST = 512  # candidates whose gain is computed exactly
+_PATIENCE, _LOSS_OF_TRUST, _MOST_DOUBT = 5, 10, 3.0
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class _Search:
         within = scored.latency_ms <= ladder[:, None]
         # The posterior's mean, because with noise the largest target is a lucky one.
         self._best = np.where(within, mean, mean.min()).max(axis=1)
+        self._doubt = _doubt(scored.accuracy, within)
 
     def believe(self, features: Array, latency_ms: Array) -> None:
         """Go on as if these had come out as expected."""
@@ -194,11 +197,11 @@ class _Search:
 
     def _gain(self, mean: Array, deviation: Array, latency_ms: Array) -> Array:
         """Expected improvement (Jones et al., Efficient global optimization, 1998, eq. 15)."""
-        total = np.zeros(len(mean))
+        total, doubted = np.zeros(len(mean)), self._doubt * deviation
         for budget, best in zip(self._ladder, self._best, strict=True):
-            score = (mean - best) / deviation
+            score = (mean - best) / doubted
             density = np.exp(-0.5 * score**2) / np.sqrt(2 * np.pi)
-            total += (latency_ms <= budget) * deviation * (density + score * ndtr(score))
+            total += (latency_ms <= budget) * doubted * (density + score * ndtr(score))
         return total
 
 
@@ -206,6 +209,18 @@ def _fitted(scored: Observed, hyperparameters: Hyperparameters | None) -> Gaussi
     features, accuracy = scored.features, scored.accuracy
     found = hyperparameters or Hyperparameters.of_accuracy(features, accuracy)
     return GaussianProcess(features, TARGETS[found.targets](accuracy), found)
+
+
+def _doubt(accuracy: Array, within: Mask) -> float:
+    """How much wider than the surrogate says its errors are taken to be.
+
+    A surrogate that is sure of its best region and wrong about it proposes its neighbours for
+    long. So the longer nothing has improved under any budget, the less it is believed.
+    """
+    best = np.maximum.accumulate(np.where(within, accuracy, -np.inf), axis=1)
+    improved = np.flatnonzero((best[:, 1:] > best[:, :-1]).any(axis=0))
+    idle = len(accuracy) - 1 - (improved[-1] + 1 if improved.size else 0)
+    return float(np.clip(1 + (idle - _PATIENCE) / _LOSS_OF_TRUST, 1, _MOST_DOUBT))
 
 
 def _start(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from nas.errors import EngineError
+from nas.errors import EngineError, MissingPackageError
 from nas.latency.runtimes.conformance import RuntimeConformance
 from nas.latency.runtimes.pytorch import CompiledTorchRuntime
 
@@ -26,13 +26,13 @@ class TestCompiledTorch(RuntimeConformance):
 
 
 @pytest.mark.parametrize("named", ["", "no-such-compiler"])
-def test_build__without_a_compiler_is_an_error(
-    graph: bytes, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runtime__without_a_compiler_is_an_error(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", named)
-    with pytest.raises(EngineError, match=rf"'pytorch-compiled' needs a C\+\+ compiler.*{named}"):
-        CompiledTorchRuntime().build(graph, "fp32")
+    with pytest.raises(MissingPackageError, match=rf"'pytorch-compiled' needs a C\+\+.*{named}"):
+        CompiledTorchRuntime()
 
 
 def test_build__a_compiler_that_fails_is_an_error(
