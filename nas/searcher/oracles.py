@@ -63,7 +63,7 @@ def open_answers(
             raise
         return _elsewhere(request, hardware, space, absence, listener)
     space = _usual(space, hardware, runtime.precisions, listener, named=bool(request.precisions))
-    oracle = _measuring(request, hardware, runtime, space, database)
+    oracle = _measuring(request, hardware, runtime, space, database, listener)
     return Answers(oracle, runtime.name, runtime, space)
 
 
@@ -73,9 +73,15 @@ def _measuring(
     runtime: Runtime,
     space: SearchSpace,
     database: Database,
+    listener: Listener,
 ) -> MeasuringOracle:
     meter = LatencyMeter(
-        hardware, runtime, precisions=space.precisions, store=database, isolated=True
+        hardware,
+        runtime,
+        precisions=space.precisions,
+        store=database,
+        isolated=True,
+        on_wait=listener.say,
     )
     predicts = request.latency == "auto"
     tables = _tables(request, hardware, runtime.name) if predicts else {}

@@ -118,7 +118,12 @@ def profile_space(
         space = space.in_precisions(request.precisions)
     space = space.within(runtime.precisions)
     with LatencyMeter(
-        hardware, runtime, precisions=space.precisions, store=database, isolated=True
+        hardware,
+        runtime,
+        precisions=space.precisions,
+        store=database,
+        isolated=True,
+        on_wait=listener.say,
     ) as meter:
         profiler = _Profiler(request, space, MeasuringOracle(meter, predicts=False), database)
         return list(profiler.tables(listener))

@@ -91,6 +91,7 @@ def upgrade_study(request: Request, database: Database, listener: Listener) -> U
                 precisions=sorted(set(todo["precision"])),
                 store=database,
                 isolated=True,
+                on_wait=listener.say,
             ) as meter:
                 judge = LatencyJudge(MeasuringOracle(meter, predicts=False), database, "")
                 upgrade = _measure(name, todo, judge, database, listener)

@@ -149,6 +149,9 @@ def _properties(precision: str, threads: int) -> dict[str, Any]:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _hint(precision),
+        # A pinned thread waits for its core while another one is idle: beside a busy neighbour,
+        # that preempted it six times as often (docs/LOG.md).
+        "ENABLE_CPU_PINNING": False,
     }
 
 
