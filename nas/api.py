@@ -33,6 +33,7 @@ from nas.results.bench import Bench
 from nas.results.delivery import Delivered, deliver, train_alone
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
+from nas.searcher.bounds import Bounds
 from nas.searcher.database import Database
 from nas.searcher.loop import search as run_search
 from nas.searcher.measuring import (
@@ -110,6 +111,7 @@ def search(
     runtime: str | None = None,
     precision: Sequence[str] | None = None,
     latency: LatencyMode = "auto",
+    bounds: Bounds | None = None,
     table: str | Path | None = None,
     prior: str | Path | None = None,
     sampler: str = "tpe",
@@ -134,6 +136,7 @@ def search(
         precision: of the candidates, from the fastest to the most exact; the space's if None.
         latency: `auto` predicts where that decides, and estimates for a device that is not
             attached; `measured` does neither.
+        bounds: hard upper bounds on parameters, MACs, size or memory.
         table: folder that `profile` wrote for this device; the workspace's own if None.
         prior: folder that `profile` wrote in another environment, to predict from at first.
         sampler: `tpe`, `nsga2`, `gp` or `random`.
@@ -161,6 +164,7 @@ def search(
         runtime=runtime,
         precisions=tuple(precision) if precision else None,
         latency=latency,
+        bounds=bounds or Bounds(),
         table=Path(table) if table else None,
         prior=Path(prior) if prior else None,
         sampler=sampler,

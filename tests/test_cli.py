@@ -57,6 +57,8 @@ def test_spaces__lists_what_ships_with_its_size(run: Run) -> None:
         (["--budget", "1ms", "--runtime", "openvin"], ["'openvin'", "'openvino'"]),
         (["--budget", "1ms", "--evaluations", "0"], ["at least 1", "0"]),
         (["--budget", "1ms", "--seed", "-1"], ["-1", "0..2147483647"]),
+        (["--budget", "1ms", "--max-params", "many"], ["'many'", "5M"]),
+        (["--budget", "1ms", "--max-macs", "0"], ["macs", "positive"]),
         (["--budget", "1ms", "--lambda", "-1"], ["lambda", "-1"]),
         (["--budget", "1ms", "--data", "nowhere"], ["nowhere", "does not exist"]),
         (["--budget", "1ms", "--storage", "mysqlite:///x"], ["mysqlite"]),
@@ -308,7 +310,7 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 
 FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
-    "--sampler --evaluations --study --resume --lambda --alpha --seed --quick --storage "
+    "--max-params --max-macs --max-size --max-memory --sampler --evaluations --study --resume --lambda --alpha --seed --quick --storage "
     "--workspace",
     "front": "--study --lambda --budget --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",

@@ -62,6 +62,20 @@ def search(
         _Latency,
         typer.Option(help="auto predicts where that decides; measured never does."),
     ] = _Latency.auto,
+    max_params: Annotated[
+        str | None, typer.Option(help="Most parameters, such as 5M.", show_default="no bound")
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(help="Most MACs, such as 2G.", show_default="no bound")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="Most bytes of weights, such as 10MB.", show_default="no bound"),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Most bytes of weights and tensors.", show_default="no bound"),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(help="Folder that nas profile wrote.", show_default="the workspace's"),
@@ -99,6 +113,7 @@ def search(
     """Search for the most accurate detector within a latency budget, and deliver it."""
     from nas import api
     from nas.results.console import LiveProgress, delivered_panel, front_table, next_commands
+    from nas.searcher.bounds import Bounds
     from nas.searcher.connection import masked, parse_url
     from nas.searcher.request import Workspace
 
@@ -124,6 +139,9 @@ def search(
                 runtime=runtime,
                 precision=precision.split(",") if precision else None,
                 latency=latency.value,
+                bounds=Bounds.parse(
+                    parameters=max_params, macs=max_macs, size=max_size, memory=max_memory
+                ),
                 table=table,
                 prior=prior,
                 sampler=sampler,

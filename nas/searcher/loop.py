@@ -11,6 +11,8 @@ asked for, so a killed search loses the evaluation in flight and nothing else.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import EngineError, ExportError, MeasurementError, StudyError
@@ -26,12 +28,14 @@ from nas.searcher.study import Proposal, Study, Told, open_study, study_names
 from nas.searcher.supernets import supernet_digest, trained_supernet
 from nas.space.architecture import Candidate
 from nas.space.space import Label
+from nas.units import Budget
 
 __all__ = ["search"]
 
 _MOST_ASKED = 25  # candidates asked per accuracy evaluation wanted, before the search gives up
 _MOST_REPEATS = 200  # proposals in a row that were all known: the sampler has nothing new
 _MOST_FAILURES = 8  # candidates in a row that could not be built or measured
+_ANY = Budget(10_000.0)  # the largest that there is
 
 
 def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = None) -> StudyResult:
@@ -58,6 +62,8 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         "runtime": setting.answers.target,
         "supernet": weights,
     }
+    if request.bounds.stated:
+        fingerprint["bounds"] = str(request.bounds)
     name = request.study or _new_name(setting)
     with (
         open_study(
@@ -67,6 +73,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             parameters=setting.space.choices,
             fingerprint=fingerprint,
             budget=request.budget,
+            bounds=tuple(request.bounds.stated),
             seed=request.seed if sampler_seed is None else sampler_seed,
         ) as study,
         setting.database.recorded(name, **setting.run_values()),
@@ -139,17 +146,22 @@ class _Loop:
                 raise
 
     def _evaluate(self, proposal: Proposal, candidate: Candidate) -> None:
-        budget = self._study.budget
+        budget, violations = self._study.budget, self._setting.request.bounds.violations(candidate)
+        if any(violation > 0 for violation in violations.values()):
+            # Its latency decides nothing any more, so any prediction will do.
+            latency = self._setting.latency(candidate, _ANY)
+            self._tell_over(proposal, candidate, latency, violations=violations)
+            return
         latency = self._setting.latency(candidate, budget)
         if not budget.admits(latency.ms):
-            self._tell_over(proposal, candidate, latency)
+            self._tell_over(proposal, candidate, latency, violations=violations)
             return
         row, accuracy = self._judge(candidate)
         if latency.source == "predicted" and self._study.advances(accuracy.map50_95, latency.ms):
             # A prediction may leave a candidate out; a front of the attached device is measured.
             latency = self._setting.latency(candidate)
             if not budget.admits(latency.ms):
-                self._tell_over(proposal, candidate, latency, row, accuracy)
+                self._tell_over(proposal, candidate, latency, (row, accuracy), violations)
                 return
         before = [told.number for told in self._study.front()]
         self._store(proposal, candidate, "complete", latency, row, accuracy)
@@ -169,16 +181,18 @@ class _Loop:
         proposal: Proposal,
         candidate: Candidate,
         latency: Latency,
-        row: int | None = None,
-        accuracy: Accuracy | None = None,
+        scored: tuple[int, Accuracy] | tuple[None, None] = (None, None),
+        violations: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self._over += 1
+        row, accuracy = scored
         self._store(proposal, candidate, "infeasible", latency, row, accuracy)
         self._study.tell_infeasible(
             proposal,
             candidate.digest,
             latency_ms=latency.ms,
             accuracy=accuracy.map50_95 if accuracy else None,
+            violations=violations,
             **_described(latency),
         )
 

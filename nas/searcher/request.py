@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from nas.accuracy.formats import DIGITS
 from nas.accuracy.training import Recipe
 from nas.errors import InputError, UnknownNameError
+from nas.searcher.bounds import Bounds
 from nas.searcher.connection import sqlite_url
 from nas.searcher.score import Score
 from nas.units import Budget
@@ -71,6 +72,7 @@ class Request:
         runtime: a name among the plug-ins of kind `runtimes`; None takes the hardware's own.
         precisions: of the candidates; None takes the space's.
         latency: whether predictions and estimates may stand for measurements.
+        bounds: hard upper bounds beside the latency.
         table: folder of latency tables; None takes what the workspace has for the hardware.
         prior: folder of latency tables of another environment, to predict from at first.
         sampler: a name that `nas.searcher.sampler` knows.
@@ -91,6 +93,7 @@ class Request:
     runtime: str | None = None
     precisions: tuple[str, ...] | None = None
     latency: LatencyMode = "auto"
+    bounds: Bounds = field(default_factory=Bounds)
     table: Path | None = None
     prior: Path | None = None
     sampler: str = "tpe"
@@ -134,6 +137,7 @@ class Request:
             "runtime": self.runtime,
             "precisions": list(self.precisions) if self.precisions else None,
             "latency": self.latency,
+            "bounds": self.bounds.stated,
             "table": str(self.table) if self.table else None,
             "prior": str(self.prior) if self.prior else None,
             "sampler": self.sampler,
@@ -153,6 +157,7 @@ class Request:
         named = {name: values.pop(name, None) for name in ("precisions", "table", "prior")}
         return cls(
             budget=Budget(values.pop("budget_ms")),
+            bounds=Bounds(**values.pop("bounds", {})),
             score=Score(values.pop("alpha"), values.pop("beta")),
             precisions=tuple(named["precisions"]) if named["precisions"] else None,
             table=Path(named["table"]) if named["table"] else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 
@@ -10,8 +9,10 @@ import numpy as np
 
 from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
 from nas.latency.latency import Latency
+from nas.searcher.bounds import figures_of
 from nas.searcher.progress import Listener
 from nas.searcher.setting import Setting
+from nas.space.space import Point
 from nas.units import Budget, percent
 
 __all__ = ["check_budget"]
@@ -27,7 +28,9 @@ def check_budget(setting: Setting, listener: Listener) -> None:
     Raises:
         BudgetError: it admits nothing.
     """
-    latencies = sorted(_screen(setting, listener), key=lambda latency: latency.ms)
+    points = _points(setting)
+    _check_bounds(setting, points, listener)
+    latencies = sorted(_screen(setting, points, listener), key=lambda latency: latency.ms)
     budget = setting.request.budget
     admitted = sum(budget.admits(latency.ms) for latency in latencies)
     how = "measured" if setting.oracle.measures else latencies[0].source
@@ -63,12 +66,38 @@ def check_budget(setting: Setting, listener: Listener) -> None:
             )
 
 
-def _screen(setting: Setting, listener: Listener) -> Iterator[Latency]:
+def _points(setting: Setting) -> list[Point]:
+    """Return the smallest, the largest and random points of the space."""
     generator = np.random.default_rng(setting.request.seed)
     anchors = setting.space.anchors
     screened = _QUICK_SCREENED if setting.request.quick else _SCREENED
-    random_points = (setting.space.sample(generator) for _ in range(screened))
-    points = list(itertools.chain((anchors["min"], anchors["max"]), random_points))
+    return [anchors["min"], anchors["max"]] + [
+        setting.space.sample(generator) for _ in range(screened)
+    ]
+
+
+def _check_bounds(setting: Setting, points: list[Point], listener: Listener) -> None:
+    """Say what share of the space the bounds beside the latency admit; nothing is measured."""
+    bounds = setting.request.bounds
+    if not bounds.stated:
+        return
+    candidates = [setting.candidate(point) for point in points]
+    admitted = sum(bounds.admit(candidate) for candidate in candidates)
+    if not admitted:
+        least = {
+            name: min(figures_of(candidate)[name] for candidate in candidates)
+            for name in bounds.stated
+        }
+        raise BudgetError(
+            f"No candidate of {len(candidates)} keeps the bounds {bounds}.",
+            "The least of each are: "
+            + ", ".join(f"{name} {value:.4g}" for name, value in least.items())
+            + ".",
+        )
+    listener.say(f"The bounds {bounds} admit {admitted} of {len(candidates)} candidates.")
+
+
+def _screen(setting: Setting, points: list[Point], listener: Listener) -> Iterator[Latency]:
     listener.stage("Measure the space", len(points))
     for done, point in enumerate(points, start=1):
         try:

@@ -27,8 +27,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 
 import numpy as np
 import optuna
@@ -66,7 +67,8 @@ OBJECTIVES = ("mAP50-95", "latency_ms")
 _DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
 CONSTRAINTS = ("latency",)
-"""All of them are set on every trial, in this order: the GP tells them apart by their position."""
+"""What every study constrains; the names of its other bounds follow. All of them are set on every
+trial, in one order: the GP tells them apart by their position."""
 
 _MOST_ATTEMPTS = 3  # the first, and two after a process was killed
 _MOST_FAILURES = 2
@@ -78,12 +80,18 @@ class Study:
     """A study that this process alone may ask; made by `open_study`."""
 
     def __init__(
-        self, study: optuna.Study, database: Database, parameters: Parameters, budget: Budget
+        self,
+        study: optuna.Study,
+        database: Database,
+        parameters: Parameters,
+        budget: Budget,
+        bounds: Collection[str] = (),
     ) -> None:
         self.name = study.study_name
         self.budget = budget
         self.parameters = {name: tuple(labels) for name, labels in parameters.items()}
         self.optuna_study = study
+        self._bounds = tuple(bounds)
         self._url = database.url
         self._told: dict[str, Told] = {}
         self._failures: Counter[str] = Counter()
@@ -124,8 +132,8 @@ class Study:
             return None
         if told.latency_ms is None:
             return told if self._failures[digest] >= _MOST_FAILURES else None
-        is_final = told.accuracy is not None or not self.budget.admits(told.latency_ms)
-        return told if is_final else None
+        is_lost = not self.budget.admits(told.latency_ms) or not told.keeps_bounds
+        return told if is_lost or told.accuracy is not None else None
 
     def front(self) -> list[Told]:
         """Return the non-dominated candidates that keep the budget of now, by ascending latency."""
@@ -177,20 +185,30 @@ class Study:
         *,
         latency_ms: float,
         accuracy: float | None = None,
+        violations: Mapping[str, float] | None = None,
         **attributes: Label,
     ) -> None:
-        """Finish a trial whose candidate is over budget, which is usually never scored.
+        """Finish a trial whose candidate breaks the budget or a bound; usually it is never scored.
+
+        Args:
+            proposal: what was asked.
+            digest: of the candidate.
+            latency_ms: of the candidate.
+            accuracy: mAP50-95, if it is known all the same.
+            violations: of the bounds beside the latency; more than 0 breaks one.
+            attributes: what else the dashboard should show about the trial.
 
         Raises:
-            StudyError: a value is not finite or out of range, or the latency keeps the budget.
+            StudyError: a value is not finite or out of range, or nothing is broken.
         """
-        if self.budget.admits(latency_ms):
+        broken = violations or {}
+        if self.budget.admits(latency_ms) and all(one <= 0 for one in broken.values()):
             raise StudyError(
                 f"An infeasible trial must be over the budget of {self.budget}, "
                 f"got {latency_ms:g} ms.",
                 "Score the candidate and tell it as feasible.",
             )
-        self._finish(proposal, digest, latency_ms, accuracy, attributes)
+        self._finish(proposal, digest, latency_ms, accuracy, attributes, broken)
 
     def tell_again(self, proposal: Proposal, told: Told) -> None:
         """Finish a trial whose candidate is known already with what is known."""
@@ -198,7 +216,9 @@ class Study:
             self.tell_failed(proposal, told.error, told.digest)
             return
         attributes = {"duplicate_of": told.number}
-        self._finish(proposal, told.digest, told.latency_ms, told.accuracy, attributes)
+        self._finish(
+            proposal, told.digest, told.latency_ms, told.accuracy, attributes, told.violations
+        )
 
     def tell_failed(self, proposal: Proposal, reason: str, digest: str = "") -> None:
         """Finish a trial that gave no values; samplers do not see it."""
@@ -219,6 +239,7 @@ class Study:
         latency_ms: float,
         accuracy: float | None,
         attributes: Mapping[str, Label],
+        broken: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Tell a trial its values: the only way, so that none lacks a constraint."""
         latency_ms = in_range("latency", latency_ms, math.inf)
@@ -228,13 +249,17 @@ class Study:
             "budget_ms": self.budget.latency_ms,
             "scored": accuracy is not None,
         }
-        violations = {"latency": latency_ms - self.budget.latency_ms}
+        violations = dict.fromkeys(self._bounds, 0.0) | dict(broken)
+        constraints = {"latency": latency_ms - self.budget.latency_ms} | violations
         with translated(self._url), _unless_finished():
             self._describe(proposal, {**attributes, **own})
-            for name in CONSTRAINTS:
-                proposal.trial.set_constraint(name, violations[name])
+            for name in (*CONSTRAINTS, *self._bounds):
+                proposal.trial.set_constraint(name, constraints[name])
             self.optuna_study.tell(proposal.trial, values, skip_if_finished=True)
-        self._remember(Told(proposal.number, digest, proposal.choices, latency_ms, accuracy))
+        told = Told(
+            proposal.number, digest, proposal.choices, latency_ms, accuracy, violations=violations
+        )
+        self._remember(told)
 
     def _describe(self, proposal: Proposal, attributes: Mapping[str, Label]) -> None:
         choices = json.dumps(proposal.choices, separators=(",", ":"))
@@ -259,6 +284,7 @@ def open_study(
     parameters: Parameters,
     fingerprint: Mapping[str, str],
     budget: Budget,
+    bounds: Collection[str] = (),
     seed: int = 0,
 ) -> Iterator[Study]:
     """Create or resume a study, and keep all other processes from asking it meanwhile.
@@ -271,6 +297,7 @@ def open_study(
         fingerprint: what all trials must share to be comparable, such as `{"space": digest,
             "data": digest, "hardware": "l4", "recipe": digest}`.
         budget: the hard bound on latency.
+        bounds: names of the bounds beside it; part of the fingerprint if there are any.
         seed: of the sampler.
 
     Raises:
@@ -299,7 +326,7 @@ def open_study(
                 make_sampler(sampler, seed, n_trials) if isinstance(sampler, str) else sampler
             )
             _requeue_stale(study, database)
-            opened = Study(study, database, parameters, budget)
+            opened = Study(study, database, parameters, budget, bounds)
         yield opened
 
 

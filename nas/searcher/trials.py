@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,7 @@ class Told:
         latency_ms: None if the trial failed.
         accuracy: mAP50-95; None if the candidate was never scored.
         error: why it failed, or nothing.
+        violations: of the bounds beside the latency; more than 0 breaks one.
     """
 
     number: int
@@ -62,6 +64,12 @@ class Told:
     latency_ms: float | None
     accuracy: float | None
     error: str = ""
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def keeps_bounds(self) -> bool:
+        """Whether it keeps all bounds beside the latency."""
+        return all(violation <= 0 for violation in self.violations.values())
 
     def is_feasible(self, budget: Budget) -> bool:
         """Whether it was scored and keeps the budget."""
@@ -69,6 +77,7 @@ class Told:
             self.latency_ms is not None
             and self.accuracy is not None
             and budget.admits(self.latency_ms)
+            and self.keeps_bounds
         )
 
     @property
@@ -89,7 +98,9 @@ def told_of(trial: FrozenTrial) -> Told | None:
         return Told(trial.number, digest, choices, None, None, str(error))
     accuracy, latency_ms = trial.values
     scored = trial.user_attrs["scored"]
-    return Told(trial.number, digest, choices, latency_ms, accuracy if scored else None)
+    violations = {name: one for name, one in trial.constraints.items() if name != "latency"}
+    known = accuracy if scored else None
+    return Told(trial.number, digest, choices, latency_ms, known, violations=violations)
 
 
 def in_range(what: str, value: float, largest: float) -> float:
