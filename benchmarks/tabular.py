@@ -129,8 +129,8 @@ def _write(
     cpu = sum(run.cpu_s for one in samples for run in one.runs)
     cost = {"cpu_s_without_gp": round(cpu - sum(gp), 1), "cpu_s_gp": round(sum(gp), 1)}
     path = write_result(asked.name, {"cost": cost, "goals": reached, "groups": result})
-    page = [text, searches(result), "Mann-Whitney p against ours, two-sided:", p_values(result)]
-    (RESULTS / f"{asked.name}.md").write_text("\n\n".join(part.strip() for part in page) + "\n")
+    parts = [text, searches(result), "Mann-Whitney p against ours, two-sided:", p_values(result)]
+    (RESULTS / f"{asked.name}.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
     for what in ("regret", "hypervolume"):
         page = RESULTS / f"{asked.name}_{what}.html"
         draw(result, what).write_html(page, include_plotlyjs="cdn")
