@@ -5,7 +5,8 @@ numpy, onnx and pydantic; the project need not be installed::
 
     PYTHONPATH=. python benchmarks/gpu_check.py
 
-This file runs the parts and writes down what they say; `gpu/parts.py` holds the parts.
+This file runs the parts and writes down what they say; `gpu/parts.py` and `gpu/runtimes.py` hold
+the parts.
 
 It takes 8 minutes at most. Each part runs in a process of its own with a share of that time, those
 worth most first, so a crash, a hang or a broken device costs one part. The result,
@@ -71,7 +72,7 @@ def _spared(*names: str) -> Iterator[None]:
 
 with _spared("PIL", "safetensors", "safetensors.torch", "yaml"):
     import numpy as np
-    from gpu import parts
+    from gpu import parts, runtimes
     from gpu.engines import Report, Setup
     from gpu.ladder import Row
     from gpu.watch import Watch
@@ -120,8 +121,8 @@ PARTS = (
     Part(parts.machine, 20),
     Part(parts.networks, 60, ("parameters", "macs", "trained", "detections")),
     Part(
-        parts.tensorrt,
-        150,
+        runtimes.tensorrt,
+        140,
         (
             "build_s",
             "rebuild_s",
@@ -133,11 +134,12 @@ PARTS = (
         ),
     ),
     Part(parts.repeatability, 18, ("ms", "ratio"), times=3, fresh=True),
-    Part(parts.onnx_runtime, 45, ("build_s", "nodes", *_TIMED)),
-    Part(parts.torch_modes, 30, _TIMED),
-    Part(parts.attention, 45, ("ms", "ratio", "half_width", "features_max", "features_mean")),
+    Part(runtimes.onnx_runtime, 45, ("build_s", "load_s", "loaded_max", *_TIMED)),
+    Part(runtimes.torch_modes, 30, ("build_s", "load_s", "loaded_max", *_TIMED)),
+    Part(runtimes.batches, 15, ("deviation_max",)),
+    Part(parts.attention, 40, ("ms", "ratio", "half_width", "features_max", "features_mean")),
     Part(parts.training, 45, ("steps_per_s", "images_per_s", "peak_memory_gib")),
-    Part(parts.compiled, 25, ("build_s", *_TIMED)),
+    Part(runtimes.compiled, 25, ("build_s", "load_s", "loaded_max", *_TIMED)),
 )
 _OF_A_GPU = {"tensorrt", "compiled"}
 

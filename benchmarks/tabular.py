@@ -31,6 +31,7 @@ from typing import Any
 
 from record import RESULTS, write_result
 from replay.catalog import (
+    NULL_MODELS,
     baselines,
     nb201_groups,
     null_models,
@@ -40,7 +41,7 @@ from replay.catalog import (
     ours,
     yolobench_groups,
 )
-from replay.report import draw, figures, goals, markdown
+from replay.report import draw, figures, goals, markdown, p_values, searches
 from replay.runs import Group, Method, Plan, Sample
 from replay.tables import nas_bench_201, yolobench
 from rich.console import Console
@@ -104,8 +105,10 @@ def _groups(asked: argparse.Namespace) -> list[Group]:
 def _methods(group: Group, asked: argparse.Namespace) -> tuple[Method, ...]:
     named = group.name in NAMED
     seeds = 2 if asked.quick else asked.seeds
-    some = min(seeds, seeds if named else 10)
-    found = [ours(seeds, most=120), *baselines(seeds), *null_models(), *optuna_methods(some)]
+    some = min(seeds, 20 if named else 10)
+    found = [ours(seeds, most=120), *baselines(seeds), *optuna_methods(some)]
+    # Without a device no network is the slowest.
+    found += [one for one in null_models() if group.tasks[0].device or one.name != NULL_MODELS[0]]
     if named and not group.tasks[0].noise:
         found.append(our_sampler(min(10, seeds), most=60))
     if named and not (asked.no_gp or asked.quick):
@@ -126,7 +129,8 @@ def _write(
     cpu = sum(run.cpu_s for one in samples for run in one.runs)
     cost = {"cpu_s_without_gp": round(cpu - sum(gp), 1), "cpu_s_gp": round(sum(gp), 1)}
     path = write_result(asked.name, {"cost": cost, "goals": reached, "groups": result})
-    (RESULTS / f"{asked.name}.md").write_text(text)
+    parts = [text, searches(result), "Mann-Whitney p against ours, two-sided:", p_values(result)]
+    (RESULTS / f"{asked.name}.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
     for what in ("regret", "hypervolume"):
         page = RESULTS / f"{asked.name}_{what}.html"
         draw(result, what).write_html(page, include_plotlyjs="cdn")

@@ -1,14 +1,12 @@
 """What a part is given, how it tells what it found, and how engines are timed.
 
-Two engines more than the project has: torch itself, and ONNX Runtime on any provider.
+One engine more than the project has: a module under torch as it is, without the way by ONNX.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,6 @@ from nas.latency.onnx_export import OUTPUTS
 from nas.latency.runtimes.base import Engine, Images, Outputs
 
 Message = tuple[str, Any]
-_ERRORS_ONLY = 3
 _LONGEST_REASON = 400
 
 
@@ -210,68 +207,9 @@ class TorchEngine(Engine):
     def _describe(self) -> dict[str, str]:
         return {"runtime": "torch", "version": torch.__version__, "mode": self._mode}
 
+    def _saved(self) -> tuple[bytes, Mapping[str, str]]:
+        raise EngineError("A module is no engine that can be saved.")
+
     def _close(self) -> None:
         self._module = self._result = None
         self._launch = self._require_open
-
-
-class ProviderEngine(Engine):
-    """ONNX Runtime on one provider; `nodes` says how many nodes each provider really ran.
-
-    Args:
-        onnx: the graph, in the types that it is computed in.
-        shape: of its images.
-        provider: such as `CUDAExecutionProvider`.
-        setup: where it runs.
-
-    Raises:
-        EngineError: the provider ran nothing.
-    """
-
-    def __init__(self, onnx: bytes, shape: tuple[int, ...], provider: str, setup: Setup) -> None:
-        import onnxruntime  # noqa: PLC0415 - may not be installed
-
-        super().__init__(shape)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, _ERRORS_ONLY
-        options.enable_profiling = True
-        options.profile_file_prefix = str(setup.folder / "onnxruntime")
-        wanted = [(provider, _provider_options(provider, onnx))]
-        self._session = onnxruntime.InferenceSession(onnx, options, providers=wanted)
-        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._device, self._binding = setup.device, self._session.io_binding()
-        self.infer(np.zeros(shape, np.float32))
-        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        ran = (event.get("args", {}).get("provider") for event in events)
-        self.nodes = Counter(one for one in ran if one)
-        if not self.nodes[provider]:
-            raise EngineError(f"Asked for {provider}, what ran is {dict(self.nodes)}.")
-
-    def _bind(self, images: Images) -> None:
-        name = self._session.get_inputs()[0].name
-        self._binding.bind_ortvalue_input(name, self._value(images, self._device, 0))
-        for output in self._session.get_outputs():
-            self._binding.bind_output(output.name, self._device)
-
-    def _run(self) -> None:
-        self._session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
-
-    def _outputs(self) -> Outputs:
-        values = self._binding.copy_outputs_to_cpu()
-        names = (output.name for output in self._session.get_outputs())
-        return {n: np.array(value, np.float32) for n, value in zip(names, values, strict=True)}
-
-    def _describe(self) -> dict[str, str]:
-        return {"runtime": "onnxruntime", "nodes": str(dict(self.nodes))}
-
-    def _close(self) -> None:
-        self._binding = self._session = None
-
-
-def _provider_options(provider: str, onnx: bytes) -> dict[str, str]:
-    if provider != "TensorrtExecutionProvider":
-        return {}
-    # Before TensorRT 11, these allow the types that the graph is written in.
-    integers = {"trt_int8_enable": "1"} if b"QuantizeLinear" in onnx else {}
-    return {"trt_fp16_enable": "1", **integers}

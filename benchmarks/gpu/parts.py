@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from gpu.engines import (
-    ProviderEngine,
     Reference,
     Report,
     Setup,
@@ -28,15 +27,14 @@ from gpu.engines import (
     timed,
 )
 from gpu.ladder import Row, Rung, deviations, digits, ladder, scenes, yolov8
+from gpu.runtimes import tensorrt_runtime
 from gpu.watch import ask
 from nas.accuracy.detections import detect_batch
 from nas.accuracy.training import Progress, Recipe, train_detector, train_supernet
 from nas.latency.clock import Elapsed
 from nas.latency.detection import detect
-from nas.latency.half import to_half
 from nas.latency.onnx_export import export_graph, export_onnx
-from nas.latency.onnx_graph import image_size, parse_onnx
-from nas.latency.quantization import at_precision, quantize
+from nas.latency.quantization import quantize
 from nas.latency.reference import reference_onnx
 from nas.latency.runtimes.base import Engine, Runtime
 from nas.model.blocks.attention import build_attention
@@ -45,7 +43,6 @@ from nas.model.supernet import Supernet, recalibrate
 from nas.space.architecture import Architecture
 from nas.space.attention import AttentionPoint
 
-PRECISIONS = ("fp16", "int8", "fp32")
 FAMILIES: dict[str, Row] = {  # those of benchmarks/attention_cost.py
     "dense": {"kind": "dense"},
     "sparse": {"tokens": 512},
@@ -155,62 +152,7 @@ def _written(setup: Setup, name: str, detector: Detector, inputs: Any) -> tuple[
     return boxes, scores
 
 
-# --- runtimes --------------------------------------------------------------------------------
-
-
-def tensorrt(setup: Setup, report: Report) -> None:
-    """Build times, what layers compute in, memory, CUDA graphs, latency, parity."""
-    runtime = _tensorrt_runtime(setup)
-    references: dict[str, Reference] = {}
-    for rung, precision in _by_worth(setup.rungs()):
-        row = partial(_tensorrt_row, setup, runtime, references, rung, precision)
-        report.attempt(f"{rung.name} {precision}", row, seconds=15)
-        if precision == "fp16" and precision in references:
-            row = partial(_tensorrt_again, setup, runtime, references[precision], rung)
-            report.attempt(f"{rung.name} {precision}, again", row)
-
-
-def _tensorrt_runtime(setup: Setup, *, cuda_graph: bool = True) -> Any:
-    from nas.latency.runtimes.tensorrt import TensorRtRuntime  # noqa: PLC0415 - may be missing
-
-    return TensorRtRuntime(cache_folder=setup.folder / "timing", cuda_graph=cuda_graph)
-
-
-def _by_worth(rungs: Sequence[Rung]) -> list[tuple[Rung, str]]:
-    """Order what is built: small networks first, and fp32 late."""
-    pairs = [(rung, precision) for rung in rungs for precision in PRECISIONS]
-    return sorted(pairs, key=lambda pair: rungs.index(pair[0]) + 3 * (pair[1] == "fp32"))
-
-
-def _tensorrt_row(
-    setup: Setup, runtime: Any, references: dict[str, Reference], rung: Rung, precision: str
-) -> Row:
-    plans = setup.folder / "plans"
-    if precision not in references:
-        engine = runtime.build(at_precision(reference_onnx(), precision), precision)
-        engine.save(plans / f"reference.{precision}.plan")
-        references[precision] = calibrated(setup, engine)
-    known = sum(path.stat().st_size for path in (setup.folder / "timing").glob("*"))
-    elapsed = Elapsed()
-    with runtime.build(rung.graph(precision), precision) as engine:
-        row: Row = {"build_s": elapsed.wall_s, "timing_cache_mib_before": known / _MIB}
-        row["device_memory_mib"] = engine.device_memory_bytes / _MIB
-        row |= measured(setup, engine, references[precision], rung, precision)
-        row["facts"] = facts = engine.describe()
-        row |= {"layers": facts["arithmetic layers"], "cuda_graph": facts["cuda graph"]}
-        engine.save(plans / f"{rung.name}.{precision}.plan")
-        return row
-
-
-def _tensorrt_again(setup: Setup, runtime: Any, reference: Reference, rung: Rung) -> Row:
-    """Build once more, which the timing cache makes quick; and run without a CUDA graph."""
-    elapsed = Elapsed()
-    runtime.build(rung.graph("fp16"), "fp16").close()
-    row: Row = {"rebuild_s": elapsed.wall_s}
-    plain = _tensorrt_runtime(setup, cuda_graph=False)
-    with plain.load(setup.folder / "plans" / f"{rung.name}.fp16.plan") as engine:
-        engine.bind(rung.known["images"][:1])
-        return row | {"without_cuda_graph_ms": timed(setup, engine, reference)["ms"]}
+# --- repeatability ---------------------------------------------------------------------------
 
 
 def repeatability(setup: Setup, report: Report) -> None:
@@ -222,7 +164,7 @@ def repeatability(setup: Setup, report: Report) -> None:
         row = partial(_torch_row, setup, rungs[0], mode, _torch_reference(setup, mode))
         report.attempt(f"digits, torch {mode}", row)
         return
-    runtime = _tensorrt_runtime(setup)
+    runtime = tensorrt_runtime(setup)
     reference = calibrated(setup, runtime.load(plans / "reference.fp16.plan"))
     makers: dict[str, tuple[Rung, Callable[[], Engine]]] = {
         f"{rung.name}, tensorrt fp16 loaded": (rung, partial(runtime.load, plan))
@@ -239,63 +181,6 @@ def _timed_once(setup: Setup, make: Callable[[], Engine], reference: Reference, 
     with make() as engine:
         engine.bind(rung.known["images"][:1])
         return timed(setup, engine, reference)
-
-
-def onnx_runtime(setup: Setup, report: Report) -> None:
-    """Its CUDA and TensorRT providers: do they really run, how fast, how exactly."""
-    import onnxruntime  # noqa: PLC0415 - may be missing
-
-    wanted: dict[str, Sequence[str]] = {"CPUExecutionProvider": ("fp32",)}
-    if setup.device == "cuda":
-        wanted = {"CUDAExecutionProvider": ("fp16", "fp32")}
-        wanted["TensorrtExecutionProvider"] = PRECISIONS
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA and cuDNN may have come with torch
-    here = onnxruntime.get_available_providers()
-    references: dict[str, Reference] = {}
-    for provider, precisions in wanted.items():
-        if provider not in here:
-            report.missed(provider, f"this ONNX Runtime has {', '.join(here)}")
-            continue
-        for rung, precision in _by_worth(setup.rungs("digits", "yolov8n")):
-            if precision in precisions:
-                row = partial(_provider_row, setup, references, provider, rung, precision)
-                report.attempt(f"{provider} {rung.name} {precision}", row)
-
-
-def _provider_row(
-    setup: Setup, references: dict[str, Reference], provider: str, rung: Rung, precision: str
-) -> Row:
-    graphs = at_precision(reference_onnx(), precision), rung.graph(precision)
-    fixed, graph = graphs if precision == "fp32" else map(to_half, graphs)
-    key = f"{provider} {precision}"
-    if key not in references:
-        other = ProviderEngine(fixed, (1, 3, *image_size(parse_onnx(fixed))), provider, setup)
-        references[key] = calibrated(setup, other)
-    elapsed = Elapsed()
-    with ProviderEngine(graph, rung.shape, provider, setup) as engine:
-        row: Row = {"provider": provider, "build_s": elapsed.wall_s, "nodes": engine.nodes}
-        return row | measured(setup, engine, references[key], rung, precision)
-
-
-def torch_modes(setup: Setup, report: Report) -> None:
-    """Torch: eager, half precision with channels last, and in a CUDA graph."""
-    _one_thread(setup)
-    on_gpu = ("eager", "half", "half, graph")
-    for mode in on_gpu if setup.device == "cuda" else ("eager",):
-        reference = _torch_reference(setup, mode)
-        for rung in setup.rungs():
-            row = partial(_torch_row, setup, rung, mode, reference)
-            report.attempt(f"{rung.name} {mode}", row)
-
-
-def compiled(setup: Setup, report: Report) -> None:
-    """Torch compiled, which may take a minute for a network: so it comes last."""
-    reference = _torch_reference(setup, "half, graph")
-    for rung in setup.rungs("digits", "yolov8n"):
-        for mode in ("half, compiled", "half, compiled, graph"):
-            row = partial(_torch_row, setup, rung, mode, reference)
-            report.attempt(f"{rung.name} {mode}", row)
 
 
 def _torch_reference(setup: Setup, mode: str) -> Reference:
@@ -344,7 +229,7 @@ def attention(setup: Setup, report: Report) -> None:
             row = partial(_attention_row, setup, family, size, mode, reference)
             report.attempt(f"{family} on {size[0]}x{size[1]}, torch {mode}", row)
     try:
-        runtime = _tensorrt_runtime(setup)
+        runtime = tensorrt_runtime(setup)
         reference = calibrated(setup, runtime.build(reference_onnx(), "fp16"))
     except Exception as error:  # noqa: BLE001 - the rest of this part is there already
         report.missed("attention on TensorRT", error)

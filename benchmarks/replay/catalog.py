@@ -33,7 +33,7 @@ def nb201_groups(table: Table, queries: int = 200) -> list[Group]:
     return [Group(task.name, (task,)) for task in tasks]
 
 
-def yolobench_groups(voc: Table, coco: Table, queries: int = 40, front: int = 300) -> list[Group]:
+def yolobench_groups(voc: Table, coco: Table, queries: int = 40, front: int = 240) -> list[Group]:
     """Searches of YOLOBench; the device with a goal first, the one that may be tuned on last."""
     groups: list[Group] = []
     for table in (voc, coco):

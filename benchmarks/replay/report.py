@@ -23,7 +23,7 @@ from .scores import (
 from .tables import Values
 
 OURS = "autonac"
-_COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 300)
+_COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 240)
 _SHOWN = 60  # curves are stored at every count up to here, then at every fifth
 _COLOURS = {
     OURS: "#1a7f37",
@@ -145,6 +145,35 @@ def markdown(result: dict[str, Any]) -> str:
             shown = " | ".join(cells.get(name, "") for name in names)
             lines.append(f"| {title} | {label} | {shown} |")
     return "\n".join(lines) + "\n"
+
+
+def p_values(result: dict[str, Any]) -> str:
+    """Draw a table: Mann-Whitney p, two-sided, of each method's searches against ours."""
+    names = [name for name in _COLOURS if name != OURS and name not in NULL_MODELS]
+    names = [name for name in names if any(name in one["methods"] for one in result.values())]
+    lines = [
+        "| table, device | measure | " + " | ".join(_TITLES.get(n, n) for n in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for group, about in result.items():
+        found = {n: about["methods"].get(n, {}).get("p_against_ours", {}) for n in names}
+        measures = dict.fromkeys(key for one in found.values() for key in one)
+        for key in measures:
+            cells = " | ".join(f"{found[n][key]:.1g}" if key in found[n] else "" for n in names)
+            lines.append(f"| {group} | {key.replace('_', ' ')} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def searches(result: dict[str, Any]) -> str:
+    """Say how many searches of each method a table's figures are of, where they are fewer."""
+    most = max(one["searches"] for about in result.values() for one in about["methods"].values())
+    fewer: dict[str, set[int]] = defaultdict(set)
+    for about in result.values():
+        for name, one in about["methods"].items():
+            if name not in NULL_MODELS and one["searches"] < most:
+                fewer[_TITLES.get(name, name)].add(one["searches"])
+    words = [f"{name} {min(counts)} on some tables" for name, counts in fewer.items()]
+    return f"{most} searches each" + (f"; {', '.join(words)}." if words else ".")
 
 
 def _rows(about: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:

@@ -7,8 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -106,6 +105,16 @@ class Plan:
     groups: tuple[Group, ...]
     methods: dict[str, tuple[Method, ...]]
     kept: Path
+    digests: dict[tuple[str, str], str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Taken now, when the code has just been loaded: files may change while it runs.
+        found = {
+            (group.name, method.name): _digest(group, method)
+            for group in self.groups
+            for method in self.methods[group.name]
+        }
+        object.__setattr__(self, "digests", found)
 
     def repeat(self, processes: int) -> Iterator[Sample]:
         """Run what was not run yet, and yield all, in no certain order."""
@@ -126,8 +135,8 @@ class Plan:
         """Run one seed, or read what is kept of it."""
         tasks = self.groups[group]
         way = self.methods[tasks.name][method]
-        path = self.kept / tasks.name.replace("/", "-") / way.name / _digest(tasks, way)
-        path = path / f"{seed}.json"
+        path = self.kept / tasks.name.replace("/", "-") / way.name
+        path = path / self.digests[tasks.name, way.name] / f"{seed}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -171,7 +180,6 @@ def _run(job: tuple[int, int, int]) -> Sample:
     return _PLAN[0].run(*job)
 
 
-@cache
 def _digest(group: Group, method: Method) -> str:
     first = group.tasks[0]
     digest = hashlib.sha256()

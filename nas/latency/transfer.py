@@ -18,8 +18,8 @@ over, by how well each of the four models explains what was measured.
 
 **The interval** has the width that leaving out each measurement asks for (split conformal inference
 with local widths: Lei et al., "Distribution-free predictive inference for regression", 2018,
-section 5.2; errors of leaving one out as in the jackknife+ of Barber et al., 2021). Networks
-to measure are chosen, not drawn, and the numbers are not fitted again without each: what it
+section 5.2; errors of leaving one out as in the jackknife of Barber et al., "Predictive inference
+with the jackknife+", 2021). Networks to measure are chosen, not drawn alike: what the interval
 covers is measured (`benchmarks/new_device.py`), not proven.
 
 **What to measure** minimises, greedily, the variance of g averaged over all networks (an I-optimal
@@ -127,13 +127,9 @@ class TransferPredictor:
         beyond = np.log(ms) - inputs.level
         parts = _Distances.between(inputs, inputs)
         mixture = _Mixture.fitted(parts, beyond, _starts())
-        errors = _left_out(mixture, parts, inputs, beyond)
+        quantile = _quantile(_left_out(mixture, parts, inputs, beyond))
         return cls(
-            samples=len(ms),
-            _scale=scale,
-            _inputs=inputs,
-            _mixture=mixture,
-            _quantile=_quantile(errors),
+            samples=len(ms), _scale=scale, _inputs=inputs, _mixture=mixture, _quantile=quantile
         )
 
     def predict(self, features: _Values, sources: _Values) -> Transferred:
@@ -165,7 +161,8 @@ def choose(features: _Values, sources: _Values, count: int) -> list[int]:
     """Choose the networks whose measurements say most about all of them; deterministic.
 
     Args:
-        features: of every network that could be measured, as in `TransferPredictor.fit`, (N, F).
+        features: of every network that could be measured, as in `TransferPredictor.fit`, (N, F);
+            takes memory that grows with the square of N: offer some thousands at most.
         sources: their latencies on known devices, ms, (N, S).
         count: how many to choose.
 

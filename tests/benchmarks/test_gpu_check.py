@@ -138,9 +138,12 @@ def test_gpu_check__bare_machine_runs_small_and_keeps_a_whole_file(
     assert {row["family"] for row in rows["attention"]} == set(check.parts.FAMILIES)
     assert rows["training"][0]["steps_per_s"] > 0
     assert all(row["boxes_max"] < 1e-3 for row in rows["torch_modes"])
+    assert all(row["loaded_max"] == 0 for row in rows["torch_modes"])
+    assert all(row["deviation_max"] < 1e-5 for row in rows["batches"])
+    assert len(rows["batches"]) == 2
     missed = {one["what"]: one["why"] for one in result["not_checked"]}
-    assert {"tensorrt", "onnx_runtime", "compiled", "parity of INT8", "throttling"} <= set(missed)
-    assert "onnxruntime" in missed["onnx_runtime"]
+    assert {"tensorrt", "onnxruntime", "compiled", "parity of INT8", "throttling"} <= set(missed)
+    assert "needs the package 'onnxruntime'" in missed["onnxruntime"]
     assert all(f"not checked: {what}" in said for what in missed)
 
 
@@ -221,7 +224,7 @@ def test_tensorrt__builds_compares_times_and_repeats(check: ModuleType, tmp_path
     check.parts.networks(setup, check.Report(heard, 60))
     assert len(heard.rows) == 2, heard.missed
     heard = Heard()
-    check.parts.tensorrt(setup, check.Report(heard, 60))
+    check.runtimes.tensorrt(setup, check.Report(heard, 60))
     # The fake takes every graph with a Cast for one in half precision, and the audit does not.
     assert list(heard.missed) == ["digits fp32", "digits_sparse fp32"]
     assert all(why.startswith("Asked TensorRT for fp32") for why in heard.missed.values())

@@ -76,6 +76,7 @@ class TensorRtEngine(Engine):
         self._facts = {
             **facts,
             "arithmetic layers": str(layers),
+            "share in precision": f"{layers.share(facts['precision']):.3f}",
             "auxiliary streams": str(self._engine.num_aux_streams),
             "device memory": f"{self.device_memory_bytes / _MIB:.1f} MiB",
         }

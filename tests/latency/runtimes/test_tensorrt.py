@@ -131,6 +131,7 @@ def test_build__every_precision_computes_in_it(
     deviation = np.abs(engine.infer(images)["scores"] - exact).max()
     assert engine.describe()["precision"] == precision
     assert engine.describe()["arithmetic layers"] == f"1 {precision} of 1 layers"
+    assert engine.describe()["share in precision"] == "1.000"
     assert deviation <= tolerance
     assert (deviation > 0) == (precision != "fp32")
 

@@ -55,7 +55,7 @@ RECEIVERS = {
 # Text and Python objects; what they are called with has nothing to do with TensorRT.
 OTHERS = {
     "tensorrt": "self self._device self._log self._buffers super torch TensorRtRuntime buffer "
-    "buffers cuda_device device facts log profiler saved settings str error",
+    "buffers cuda_device device facts layers log profiler saved settings str error",
     "tensorrt_builder": "self cache_file log notes settings str error.desc()",
     "tensorrt_library": "self self._messages self._times importlib re error msg",
 }
