@@ -108,10 +108,10 @@ def _ridge_sources(
 
 
 def _costs(features: Values, sources: Values, ms: Values, rows: Sequence[int]) -> list[Values]:
-    """Predict by `LatencyPredictor`, whose features are amounts, with the source as its prior."""
-    amounts, prior = np.exp(features), sources[:, 0]
-    model = LatencyPredictor.fit(amounts[rows], ms[rows], prior=prior[rows])
-    found = [model.predict(row, prior=float(one)) for row, one in zip(amounts, prior, strict=True)]
+    """Predict by `LatencyPredictor`, whose features are amounts: the source is one of them."""
+    amounts = np.column_stack([np.exp(features), sources])
+    model = LatencyPredictor.fit(amounts[rows], ms[rows])
+    found = [model.predict(row) for row in amounts]
     return [np.array([getattr(one, end) for one in found]) for end in ("ms", "low_ms", "high_ms")]
 
 
@@ -152,7 +152,7 @@ def _repeated(
 
 def _one_known(features: Values, sources: Values, ms: Values) -> dict[str, Any]:
     chosen = choose(features, sources, 20)
-    methods = {"transfer": _transfer, "ridge": _ridge, "predictor_with_prior": _costs}
+    methods = {"transfer": _transfer, "ridge": _ridge, "predictor_with_source": _costs}
     return {
         name: _score(method(features, sources, ms, chosen), ms, chosen)
         for name, method in methods.items()

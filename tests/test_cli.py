@@ -310,8 +310,8 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 
 FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
-    "--max-params --max-macs --max-size --max-memory --sampler --evaluations --study --resume --lambda --alpha --seed --quick --storage "
-    "--workspace",
+    "--max-params --max-macs --max-size --max-memory --sampler --evaluations --study --resume "
+    "--lambda --alpha --seed --quick --storage --workspace",
     "front": "--study --lambda --budget --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",
     "describe": "--classes --svg --json --workspace",

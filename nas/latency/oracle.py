@@ -32,6 +32,7 @@ from nas.latency.parts import KnownParts
 from nas.latency.predictor import LEAST_SAMPLES, LatencyPredictor, Prediction
 from nas.latency.roofline import DevicePeaks
 from nas.latency.table import LatencyTable
+from nas.latency.transfer import TransferPredictor
 from nas.latency.workload import Workload
 from nas.space.architecture import Architecture
 from nas.units import Budget
@@ -299,7 +300,7 @@ class _Samples:
     features: dict[str, _Features] = field(default_factory=dict)
     ms: dict[str, float] = field(default_factory=dict)
     _fitted: int = 0
-    _predictor: LatencyPredictor | None = None
+    _predict: Callable[[_Features], Prediction] | None = None
 
     @classmethod
     def of(cls, table: LatencyTable | None, prior: LatencyTable | None) -> _Samples:
@@ -315,18 +316,33 @@ class _Samples:
     def predict(self, network: Network) -> Prediction | None:
         if len(self.ms) < LEAST_SAMPLES:
             return None
-        if self._predictor is None or len(self.ms) >= _REFIT * self._fitted:
-            features = np.stack(list(self.features.values()))
-            prior = None if self.prior is None else np.array([*map(self._first_guess, features)])
-            ms = np.array(list(self.ms.values()))
-            self._predictor = LatencyPredictor.fit(features, ms, prior=prior)
-            self._fitted = len(ms)
-        guess = None if self.prior is None else self._first_guess(network.features)
-        return self._predictor.predict(network.features, prior=guess)
+        if self._predict is None or len(self.ms) >= _REFIT * self._fitted:
+            self._predict, self._fitted = self._fit(), len(self.ms)
+        return self._predict(network.features)
 
-    def _first_guess(self, features: _Features) -> float:
-        assert self.prior is not None
-        return self.prior.predict(features).ms
+    def _fit(self) -> Callable[[_Features], Prediction]:
+        features, ms = np.stack(list(self.features.values())), np.array(list(self.ms.values()))
+        if self.prior is None:
+            return LatencyPredictor.fit(features, ms).predict
+        return _Transferred.fitted(self.prior, features, ms).predict
+
+
+@dataclass(frozen=True)
+class _Transferred:
+    """Predicts from what was measured here, and from what a table says of another environment."""
+
+    there: LatencyPredictor
+    model: TransferPredictor
+
+    @classmethod
+    def fitted(cls, there: LatencyPredictor, features: _Features, ms: _Features) -> _Transferred:
+        known = np.array([[there.predict(row).ms] for row in features])
+        return cls(there, TransferPredictor.fit(np.log1p(features), known, ms))
+
+    def predict(self, features: _Features) -> Prediction:
+        known = np.array([[self.there.predict(features).ms]])
+        found = self.model.predict(np.log1p(features)[None], known)
+        return Prediction(float(found.ms[0]), float(found.low_ms[0]), float(found.high_ms[0]))
 
 
 def _decides(predicted: Prediction, budget: Budget) -> bool:

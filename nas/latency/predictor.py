@@ -100,7 +100,6 @@ class LatencyPredictor:
 
     samples: int
     _features: _Values  # (n, F)
-    _prior: _Values | None  # (n,)
     _ms: _Values
     _units: _Values  # (K,): amounts of the mean network
     _costs: _Values  # (K,): ms of an amount of the mean network
@@ -110,14 +109,12 @@ class LatencyPredictor:
     _spread: _Values  # (K, K): inverse information
 
     @classmethod
-    def fit(cls, features: _Values, ms: _Values, *, prior: _Values | None = None) -> Self:
+    def fit(cls, features: _Values, ms: _Values) -> Self:
         """Fit to measurements.
 
         Args:
             features: amounts of each network, (n, F), finite and not negative.
             ms: what was measured, (n,).
-            prior: latencies of the same networks from another source, such as another device or an
-                estimate, (n,); only their ratios count.
 
         Raises:
             InputError: there are fewer than `LEAST_SAMPLES`, or a number is not what it must be.
@@ -130,14 +127,14 @@ class LatencyPredictor:
                 "Measure more networks.",
             )
         _check_positive(ms, "Latencies")
-        return cls._fit(features, ms, prior)
+        return cls._fit(features, ms)
 
     @classmethod
-    def _fit(cls, features: _Values, ms: _Values, prior: _Values | None) -> Self:
-        amounts = _amounts(features, len(ms), prior)
+    def _fit(cls, features: _Values, ms: _Values) -> Self:
+        amounts = _amounts(features, len(ms))
         units = amounts.mean(axis=0)
         table = _in_units(amounts, units)
-        expected = _expected_shares(table.shape[1], has_prior=prior is not None)
+        expected = np.full(table.shape[1], 1 / table.shape[1])
         left = ~np.eye(len(ms), dtype=bool)
         costs_without = np.array([_costs(table[rest], ms[rest], expected) for rest in left])
         without = _sums(table, costs_without)
@@ -149,7 +146,6 @@ class LatencyPredictor:
         return cls(
             samples=len(ms),
             _features=features,
-            _prior=prior,
             _ms=ms,
             _units=units,
             _costs=_costs(table, ms, expected),
@@ -159,31 +155,22 @@ class LatencyPredictor:
             _spread=np.asarray(spread, np.float64),
         )
 
-    @property
-    def has_prior(self) -> bool:
-        """Whether predictions need a prior."""
-        return self._prior is not None
-
-    def predict(self, features: _Values, *, prior: float | None = None) -> Prediction:
+    def predict(self, features: _Values) -> Prediction:
         """Predict the latency of a network.
 
         Args:
             features: its amounts, (F,).
-            prior: its latency from the source that the fit had a prior from, if it had one.
 
         Raises:
-            InputError: the features are not those of the fit, or a prior is missing or too many.
+            InputError: the features are not those of the fit.
         """
-        if (prior is not None) != self.has_prior:
-            wanted = "a" if self.has_prior else "no"
-            raise InputError(f"This predictor was fitted with {wanted} prior, and needs as much.")
         features = np.asarray(features, np.float64)
         if features.shape != self._features.shape[1:]:
             raise InputError(
                 f"Features must be {self._features.shape[1]} numbers, as in the fit, got the shape "
                 f"{features.shape}."
             )
-        amounts = _amounts(features[None], 1, None if prior is None else np.array([prior]))
+        amounts = _amounts(features[None], 1)
         row = _in_units(amounts[0], self._units)
         ms = float(_sums(row, self._costs))
         share = row * (_typical(self._ms) / ms)
@@ -205,11 +192,8 @@ class LatencyPredictor:
         errors = self._without / self._ms - 1
         inside = 0
         for row, rest in enumerate(~np.eye(self.samples, dtype=bool)):
-            prior, priors = None, None
-            if self._prior is not None:
-                prior, priors = float(self._prior[row]), self._prior[rest]
-            other = self._fit(self._features[rest], self._ms[rest], priors)
-            found = other.predict(self._features[row], prior=prior)
+            other = self._fit(self._features[rest], self._ms[rest])
+            found = other.predict(self._features[row])
             inside += int(found.low_ms <= self._ms[row] <= found.high_ms)
         return LeaveOneOut(
             mape=float(np.abs(errors).mean()),
@@ -221,22 +205,15 @@ class LatencyPredictor:
         )
 
 
-def _amounts(features: _Values, count: int, prior: _Values | None) -> _Values:
-    """Check the features, and add what every network has one of, and the prior, (n, K)."""
+def _amounts(features: _Values, count: int) -> _Values:
+    """Check the features, and add what every network has one of, (n, K)."""
     if features.ndim != 2 or len(features) != count or features.shape[1] == 0:
         raise InputError(
             f"Features must be a table of {count} rows, got the shape {features.shape}."
         )
     if not np.all(np.isfinite(features)) or np.any(features < 0):
         raise InputError("Features must be finite and >= 0: they are amounts.")
-    columns = [features, np.ones((count, 1))]
-    if prior is not None:
-        prior = np.asarray(prior, np.float64)
-        if prior.shape != (count,):
-            raise InputError(f"Priors must be {count} numbers, got the shape {prior.shape}.")
-        _check_positive(prior, "Priors")
-        columns.append(prior[:, None])
-    return np.hstack(columns)
+    return np.hstack([features, np.ones((count, 1))])
 
 
 def _check_positive(values: _Values, what: str) -> None:
@@ -249,11 +226,6 @@ def _in_units(amounts: _Values, units: _Values) -> _Values:
     """Divide by the mean network; what that lacks counts as one unit where it occurs."""
     known = units > 0
     return np.where(known, amounts / np.where(known, units, 1.0), amounts > 0)
-
-
-def _expected_shares(count: int, *, has_prior: bool) -> _Values:
-    """Return what costs are pulled to: the prior's share is all, or all shares are equal."""
-    return np.eye(count)[-1] if has_prior else np.full(count, 1 / count)
 
 
 def _typical(ms: _Values) -> float:

@@ -99,23 +99,6 @@ def test_predictor__a_slow_measurement_is_named_and_spoils_little() -> None:
     assert np.abs(found / ms[30:] - 1).mean() < 0.02
 
 
-def test_predictor__a_prior_in_another_unit_helps_where_features_say_little() -> None:
-    rng = np.random.default_rng(3)
-    features, ms = _networks(3, 120)
-    hidden = rng.lognormal(0, 0.4, 120)  # what the features do not see, and another device feels
-    ms, prior = ms * hidden, 7 * ms * hidden * rng.lognormal(0, 0.05, 120)
-    plain = LatencyPredictor.fit(features[:20], ms[:20])
-    helped = LatencyPredictor.fit(features[:20], ms[:20], prior=prior[:20])
-    alone = np.array([plain.predict(row).ms for row in features[20:]])
-    both = np.array(
-        [
-            helped.predict(row, prior=value).ms
-            for row, value in zip(features[20:], prior[20:], strict=True)
-        ]
-    )
-    assert np.abs(both / ms[20:] - 1).mean() < 0.3 * np.abs(alone / ms[20:] - 1).mean()
-
-
 def test_leave_one_out__is_what_fits_without_each_sample_say() -> None:
     features, ms = _networks(4, 24)
     figures = LatencyPredictor.fit(features, ms).leave_one_out()
@@ -131,12 +114,6 @@ def test_leave_one_out__is_what_fits_without_each_sample_say() -> None:
     assert figures.coverage == inside / 24
     assert figures.median <= figures.mape * 2
     assert 0.9 < figures.spearman <= 1
-
-
-def test_leave_one_out__sees_a_prior() -> None:
-    features, ms = _networks(5, 20)
-    figures = LatencyPredictor.fit(features, ms, prior=ms * 3).leave_one_out()
-    assert figures.mape < 0.01
 
 
 @pytest.mark.parametrize(
@@ -159,14 +136,6 @@ def test_fit__impossible_samples_are_an_error(
         LatencyPredictor.fit(features, ms)
 
 
-def test_fit__impossible_priors_are_an_error() -> None:
-    features, ms = _networks(0, 20)
-    with pytest.raises(InputError, match="20 numbers"):
-        LatencyPredictor.fit(features, ms, prior=ms[:3])
-    with pytest.raises(InputError, match="Priors must be finite and > 0"):
-        LatencyPredictor.fit(features, ms, prior=-ms)
-
-
 def test_predict__what_the_fit_did_not_see_is_an_error() -> None:
     features, ms = _networks(0, 20)
     plain = LatencyPredictor.fit(features, ms)
@@ -174,7 +143,3 @@ def test_predict__what_the_fit_did_not_see_is_an_error() -> None:
         plain.predict(features[0][:3])
     with pytest.raises(InputError, match="finite and >= 0"):
         plain.predict(np.full(5, np.nan))
-    with pytest.raises(InputError, match="no prior"):
-        plain.predict(features[0], prior=1.0)
-    with pytest.raises(InputError, match="a prior"):
-        LatencyPredictor.fit(features, ms, prior=ms).predict(features[0])
