@@ -10,7 +10,7 @@ import torch
 from nas import plugins
 from nas.errors import InputError, MeasurementError, UnknownNameError
 from nas.latency.detection import Attached, Machine
-from nas.latency.hardware import Hardware
+from nas.latency.hardware import Hardware, registry
 from nas.latency.measurable import Measurable, measurable, runtime_for, unregistered
 
 CPU = Attached(kind="cpu", name="A processor (cpu family 6; avx2 avx512_bf16)")
@@ -33,6 +33,26 @@ def test_measurable__the_processor_of_this_machine() -> None:
     assert "fp32" in able["onnxruntime"]
 
 
+def test_measurable__torch_needs_no_package_and_its_compiler_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    seen = {ability.runtime: ability for ability in row("cpu").abilities}
+    assert seen["pytorch"].precisions == ("fp32", "bf16")
+    assert seen["pytorch"].version == torch.__version__
+    assert seen["pytorch-compiled"].precisions == ()
+    assert "needs a C++ compiler" in seen["pytorch-compiled"].reason
+
+
+def test_registry__lists_runtimes_that_exist_and_run_there() -> None:
+    known = set(plugins.names("runtimes"))
+    on_processors = {"openvino", "onnxruntime", "pytorch", "pytorch-compiled"}
+    for hardware in registry():
+        assert set(hardware.runtimes) <= known
+        assert (hardware.kind == "cpu") == bool(on_processors & set(hardware.runtimes))
+
+
 def test_measurable__names_the_precision_that_a_processor_lacks() -> None:
     plain = Attached(kind="cpu", name="A processor (cpu family 6; avx2)")
     (ability, *_) = measurable(machine=Machine((plain,)))[0].abilities
@@ -52,7 +72,8 @@ def test_measurable__says_what_a_runtime_lacks() -> None:
     if seen.here:  # on a machine with a GPU and TensorRT
         assert seen.abilities[0].precisions == ("fp16", "int8", "fp32")
     else:
-        assert "tensorrt" in seen.reason
+        wanted = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt", "pytorch-cudagraph")
+        assert all(f"{name}: " in seen.reason for name in wanted)
 
 
 @pytest.mark.parametrize(
