@@ -114,7 +114,7 @@ def search(
     bounds: Bounds | None = None,
     table: str | Path | None = None,
     prior: str | Path | None = None,
-    sampler: str = "tpe",
+    sampler: str = "autonac",
     evaluations: int | None = None,
     study: str | None = None,
     storage: str | None = None,
@@ -139,7 +139,7 @@ def search(
         bounds: hard upper bounds on parameters, MACs, size or memory.
         table: folder that `profile` wrote for this device; the workspace's own if None.
         prior: folder that `profile` wrote in another environment, to predict from at first.
-        sampler: `tpe`, `nsga2`, `gp` or `random`.
+        sampler: `autonac`, or Optuna's `tpe`, `nsga2`, `gp` or `random`.
         evaluations: accuracy evaluations; 60, or 8 if `quick`, if None.
         study: name; an existing one is continued, and nothing stored is repeated.
         storage: SQLAlchemy URL; SQLite in the workspace if None.

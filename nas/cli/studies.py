@@ -84,7 +84,9 @@ def search(
         Path | None,
         typer.Option(help="Such a folder of another environment, to predict from at first."),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, nsga2, gp or random.")] = "tpe",
+    sampler: Annotated[
+        str, typer.Option(help="autonac, or Optuna's tpe, nsga2, gp or random.")
+    ] = "autonac",
     evaluations: Annotated[
         int | None,
         typer.Option(help="Accuracy evaluations in the study.", show_default="60, quick: 8"),

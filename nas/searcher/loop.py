@@ -13,15 +13,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+
+from optuna.samplers import BaseSampler
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import EngineError, ExportError, MeasurementError, StudyError
 from nas.latency.clock import Elapsed
 from nas.latency.latency import Latency
+from nas.searcher.autonac import AutoNACSampler
 from nas.searcher.database import State
 from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.points import decode
 from nas.searcher.progress import Listener, Member, Status
 from nas.searcher.result import StudyResult
+from nas.searcher.sampler import AUTONAC
 from nas.searcher.screening import check_budget
 from nas.searcher.setting import Setting
 from nas.searcher.study import Proposal, Study, Told, open_study, study_names
@@ -69,12 +75,12 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         open_study(
             setting.database,
             name,
-            request.sampler,
+            _sampler(setting, sampler_seed),
             parameters=setting.space.choices,
             fingerprint=fingerprint,
             budget=request.budget,
             bounds=tuple(request.bounds.stated),
-            seed=request.seed if sampler_seed is None else sampler_seed,
+            seed=_seed(setting, sampler_seed),
         ) as study,
         setting.database.recorded(name, **setting.run_values()),
     ):
@@ -92,6 +98,22 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         listener.stage("Search", request.wanted)
         _Loop(setting, study, judge, listener).run()
     return StudyResult.load(setting.database, name, request.budget, request.score)
+
+
+def _seed(setting: Setting, sampler_seed: int | None) -> int:
+    return setting.request.seed if sampler_seed is None else sampler_seed
+
+
+def _sampler(setting: Setting, sampler_seed: int | None) -> str | BaseSampler:
+    """Return the sampler's name; ours is told which points are one candidate, and how far to go."""
+    request, choices = setting.request, setting.space.choices
+    if request.sampler != AUTONAC:
+        return request.sampler
+
+    def key(params: Mapping[str, Any]) -> str:
+        return setting.candidate(decode(params, choices)).digest
+
+    return AutoNACSampler(key=key, n_trials=request.wanted, seed=_seed(setting, sampler_seed))
 
 
 class _Loop:

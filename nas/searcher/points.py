@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
-from optuna.trial import Trial
+from optuna.trial import BaseTrial, FixedTrial
 
 from nas.errors import StudyError
 from nas.space.space import Label, Point
 
-__all__ = ["Parameters", "encode", "suggest"]
+__all__ = ["Parameters", "decode", "encode", "suggest"]
 
 Parameters = Mapping[str, Sequence[Label]]
 """Choice -> its labels, from small to large."""
 
 
-def suggest(trial: Trial, parameters: Parameters) -> dict[str, Label]:
+def suggest(trial: BaseTrial, parameters: Parameters) -> dict[str, Label]:
     """Let a trial's sampler choose a label of every choice."""
     return {name: _suggest(trial, name, labels) for name, labels in parameters.items()}
 
@@ -54,7 +54,12 @@ def encode(choices: Point, parameters: Parameters) -> dict[str, Label]:
     return encoded
 
 
-def _suggest(trial: Trial, name: str, labels: Sequence[Label]) -> Label:
+def decode(params: Mapping[str, Any], parameters: Parameters) -> dict[str, Label]:
+    """Turn the parameters of a trial into the point that they stand for."""
+    return suggest(FixedTrial(dict(params)), parameters)
+
+
+def _suggest(trial: BaseTrial, name: str, labels: Sequence[Label]) -> Label:
     if len(labels) == 1:
         return labels[0]
     if step := _step(labels):

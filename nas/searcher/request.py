@@ -96,7 +96,7 @@ class Request:
     bounds: Bounds = field(default_factory=Bounds)
     table: Path | None = None
     prior: Path | None = None
-    sampler: str = "tpe"
+    sampler: str = "autonac"
     evaluations: int | None = None
     study: str | None = None
     storage: str | None = None

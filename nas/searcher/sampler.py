@@ -20,7 +20,7 @@ from nas import plugins
 from nas.errors import UnknownNameError
 from nas.searcher.autonac import AutoNACSampler
 
-__all__ = ["derive_seed", "make_sampler", "sampler_names"]
+__all__ = ["AUTONAC", "derive_seed", "make_sampler", "sampler_names"]
 
 _STARTUP_TRIALS = 10
 # Optuna's generations of 50 are a large part of a typical study; with 20 it found more.
@@ -51,7 +51,8 @@ def _random(seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-_AUTONAC = "autonac"
+AUTONAC = "autonac"
+"""The name of our own sampler, the default."""
 
 _OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
     "gp": _gp,
@@ -63,7 +64,7 @@ _OPTUNA: dict[str, Callable[[int], BaseSampler]] = {
 
 def sampler_names() -> tuple[str, ...]:
     """List the samplers that can be asked for: ours and those of installed plug-ins."""
-    return tuple(sorted({_AUTONAC, *_OPTUNA, *plugins.names("samplers")}))
+    return tuple(sorted({AUTONAC, *_OPTUNA, *plugins.names("samplers")}))
 
 
 def make_sampler(name: str, seed: int, n_existing_trials: int = 0) -> BaseSampler:
@@ -78,7 +79,7 @@ def make_sampler(name: str, seed: int, n_existing_trials: int = 0) -> BaseSample
         UnknownNameError: nothing has that name; the message lists what does.
         MissingPackageError: a plug-in's package is not installed.
     """
-    if name == _AUTONAC:
+    if name == AUTONAC:
         return AutoNACSampler(seed=seed)
     make = _OPTUNA.get(name)
     if make is None:
