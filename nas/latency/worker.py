@@ -96,7 +96,9 @@ class Limits:
 
         Their libraries reserve far more memory than they use, so there it is not limited.
         """
-        return cls() if runtime.on_cpu else cls(build_s=_DEVICE_BUILD_S, memory_gib=None)
+        if not runtime.on_cpu:
+            return cls(build_s=_DEVICE_BUILD_S, memory_gib=None)
+        return cls(build_s=_DEVICE_BUILD_S) if runtime.tunes else cls()
 
     def seconds(self, stage: Stage) -> float:
         """Return the wall seconds that a stage may take."""

@@ -220,11 +220,13 @@ class Runtime(ABC):
         name: what the user types, equal to the entry point.
         precisions: what `build` accepts; the first one is the most exact and runs everywhere.
         on_cpu: whether a run computes in this process; CPU time says nothing about any other.
+        tunes: whether building takes minutes on the processor, too, because it compiles.
     """
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
     on_cpu: ClassVar[bool] = True
+    tunes: ClassVar[bool] = False
 
     @abstractmethod
     def version(self) -> str:

@@ -200,6 +200,7 @@ class CompiledTorchRuntime(TorchRuntime):
     """
 
     name: ClassVar[str] = "pytorch-compiled"
+    tunes: ClassVar[bool] = True
     mode: ClassVar[Mode] = "compiled"
 
     def __init__(self) -> None:
