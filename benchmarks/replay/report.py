@@ -257,11 +257,12 @@ def _rivals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """How many times the queries of ours the best of Optuna's samplers needs for a front."""
     group = "yolobench_voc/a40_tensorrt/front"
     needed = result.get(group, {}).get("queries_to_the_regret_of_ours_at_60", {})
-    if OURS not in needed:
+    rivals = [name for name in OPTUNA if name in needed]
+    if OURS not in needed or not rivals:
         return []
-    counts = [needed[name] for name in OPTUNA if needed.get(name) is not None]
+    counts = [needed[name] for name in rivals if needed[name] is not None]
     methods = result[group]["methods"]
-    last = max(methods[name]["regret"]["queries"][-1] for name in OPTUNA if name in methods)
+    last = max(methods[name]["regret"]["queries"][-1] for name in rivals)
     best = min(counts) if counts else last
     ratio = round(best / needed[OURS], 2)
     name = "queries of the best Optuna sampler over ours, for the regret of ours after 60"
