@@ -28,6 +28,7 @@ from nas.cli.options import (
 )
 from nas.units import Budget
 
+_AUTO = "auto"
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
@@ -102,8 +103,9 @@ def search(
         ),
     ] = False,
     lambda_: Annotated[
-        float, typer.Option("--lambda", help="Score = mAP - lambda x latency in ms.")
-    ] = 0.0,
+        str,
+        typer.Option("--lambda", help="Score = mAP - lambda x latency in ms; or auto."),
+    ] = "0",
     alpha: Annotated[float, typer.Option(help="Score = alpha x mAP - lambda x latency.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     quick: Annotated[
@@ -114,7 +116,13 @@ def search(
 ) -> None:
     """Search for the most accurate detector within a latency budget, and deliver it."""
     from nas import api
-    from nas.results.console import LiveProgress, delivered_panel, front_table, next_commands
+    from nas.results.console import (
+        LiveProgress,
+        delivered_panel,
+        exchange_line,
+        front_table,
+        next_commands,
+    )
     from nas.searcher.bounds import Bounds
     from nas.searcher.connection import masked, parse_url
     from nas.searcher.request import Workspace
@@ -152,7 +160,7 @@ def search(
                 storage=storage,
                 workspace=workspace,
                 alpha=alpha,
-                beta=lambda_,
+                beta=_multiplier(lambda_),
                 seed=seed,
                 quick=quick,
                 listener=progress,
@@ -160,6 +168,8 @@ def search(
     result = found.result
     title = f"Front of {found.study} under {result.budget}, by {result.score}"
     out.print(front_table(found.front, title, found.delivered.trial))
+    if lambda_ == _AUTO:
+        out.print(exchange_line(result), highlight=False)
     out.print(delivered_panel(found.delivered))
     url = storage or Workspace(workspace).database_url
     out.print(f"Studies: {masked(parse_url(url))}", highlight=False)
@@ -170,7 +180,8 @@ def search(
 def front(
     study: StudyName = None,
     lambda_: Annotated[
-        float | None, typer.Option("--lambda", help="Order by mAP - lambda x latency in ms.")
+        str | None,
+        typer.Option("--lambda", help="Order by mAP - lambda x latency in ms; or auto."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Show what keeps this budget.", show_default="the study's")
@@ -180,7 +191,7 @@ def front(
 ) -> None:
     """Print the front of a stored study, and draw it as HTML."""
     from nas import api
-    from nas.results.console import front_table
+    from nas.results.console import exchange_line, front_table
     from nas.results.figures import front_figure, write_figure
     from nas.searcher.score import Score
 
@@ -188,11 +199,14 @@ def front(
     if budget is not None:
         request = dataclasses.replace(request, budget=Budget.parse(budget))
     if lambda_ is not None:
-        request = dataclasses.replace(request, score=Score(request.score.alpha, lambda_))
+        score = Score(request.score.alpha, _multiplier(lambda_))
+        request = dataclasses.replace(request, score=score)
     result = api.front(request)
     best = None if result.front.empty else int(result.row()["trial"])
     title = f"Front of {result.study} under {request.budget}, by {request.score}"
     out.print(front_table(result.front, title, best))
+    if lambda_ == _AUTO:
+        out.print(exchange_line(result), highlight=False)
     path = request.workspace.bundle(result.study) / "front.html"
     write_figure(front_figure(result, best), path)
     out.print(f"Figure: {path}")
@@ -327,6 +341,17 @@ def dashboard(
 
     out.print(f"Open http://127.0.0.1:{port}/dashboard (read-only; Ctrl-C ends it).")
     serve(storage or Workspace(workspace).database_url, port)
+
+
+def _multiplier(text: str) -> float:
+    """Read lambda. Auto orders by mAP: the rate is a property of the front that comes out."""
+    if text == _AUTO:
+        return 0.0
+    try:
+        return float(text)
+    except ValueError as error:
+        message = f"a number or {_AUTO}, got {text!r}"
+        raise typer.BadParameter(message, param_hint="--lambda") from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,9 +29,10 @@ from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.model.detector import profile
 from nas.results.delivery import Delivered
 from nas.searcher.progress import Status
+from nas.searcher.result import StudyResult
 from nas.units import percent
 
-__all__ = ["LiveProgress", "delivered_panel", "front_table", "next_commands"]
+__all__ = ["LiveProgress", "delivered_panel", "exchange_line", "front_table", "next_commands"]
 
 _PLAIN_STEPS = 10  # lines per stage where the output is not a terminal
 
@@ -154,7 +156,7 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", show_edge=False)
     for column in ("", "trial", "mAP50-95", "mAP50", _latency_heading(front), "source", "score"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("parameters", "MACs", "precision", "as in fp32"):
+    for column in ("best for lambda", "parameters", "MACs", "precision", "as in fp32"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in front.to_dict("records"):
         chosen = row["trial"] == winner
@@ -166,6 +168,7 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
             f"{row['latency_ms']:.3f} [{row['latency_low_ms']:.3f}, {row['latency_high_ms']:.3f}]",
             str(row["latency_source"]),
             f"{row['score']:.3f}",
+            _lambdas(row["lambda_low"], row["lambda_high"]),
             f"{row['parameters'] / 1e3:.0f} k",
             f"{row['macs'] / 1e6:.1f} M",
             str(row["precision"]),
@@ -175,6 +178,13 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
     return table
 
 
+def _lambdas(low: float, high: float) -> str:
+    """Write for which lambda a candidate has the best mAP - lambda x latency."""
+    if pd.isna(low):
+        return "none"
+    return f"{low:.3g} and more" if math.isinf(high) else f"{low:.3g} to {high:.3g}"
+
+
 def _latency_heading(front: pd.DataFrame) -> str:
     """Say what the intervals of a front hold: those of estimates hold less."""
     sources = set(front["latency_source"])
@@ -182,6 +192,15 @@ def _latency_heading(front: pd.DataFrame) -> str:
         return f"latency ms [{percent(MEASURED_LEVEL)}]"
     mixed = "" if len(sources) == 1 else f"{percent(MEASURED_LEVEL)}, estimates "
     return f"latency ms [{mixed}{percent(ESTIMATED_LEVEL)}]"
+
+
+def exchange_line(result: StudyResult) -> str:
+    """Say at which lambda the best candidate sits at the budget."""
+    rate = result.exchange_rate
+    return (
+        f"lambda auto: {rate:.4g} mAP per ms. Up to it, mAP - lambda x latency is the best at "
+        f"{result.budget}; that is what the last of the budget buys."
+    )
 
 
 def delivered_panel(delivered: Delivered) -> Panel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,7 +11,7 @@ from nas.errors import StudyError
 from nas.searcher.database import Database
 from nas.searcher.score import Score
 from nas.space.architecture import Architecture, Candidate
-from nas.space.front import front_indices, hypervolume
+from nas.space.front import front_indices, hypervolume, multipliers
 from nas.units import Budget
 
 __all__ = ["StudyResult"]
@@ -53,10 +54,30 @@ class StudyResult:
 
     @property
     def front(self) -> pd.DataFrame:
-        """The non-dominated candidates under the budget, best score first."""
+        """The non-dominated candidates under the budget, best score first.
+
+        `lambda_low` and `lambda_high` say for which lambda each is the best; NaN: for none.
+        """
         table = self.scored
         chosen = front_indices(table["map50_95"], table["latency_ms"])
-        return table.iloc[chosen].sort_values("score", ascending=False).reset_index(drop=True)
+        table = table.iloc[chosen].reset_index(drop=True)
+        lambdas = multipliers(table["map50_95"], table["latency_ms"])
+        table["lambda_low"], table["lambda_high"] = lambdas.T
+        return table.sort_values("score", ascending=False).reset_index(drop=True)
+
+    @property
+    def exchange_rate(self) -> float:
+        """What the last of the budget buys, mAP per ms: the largest lambda whose best is there.
+
+        It is 0 if the fastest candidate is the most accurate one, too.
+        """
+        table = self.front
+        rates = [
+            high
+            for low, high in zip(table["lambda_low"], table["lambda_high"], strict=True)
+            if low == 0 and math.isfinite(high)
+        ]
+        return float(max(rates, default=0.0))
 
     @property
     def hypervolume(self) -> float:

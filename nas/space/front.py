@@ -5,10 +5,12 @@ Dimension letters: n points. Accuracy is mAP in 0..1, latency in ms.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["front_indices", "hypervolume", "knee_index"]
+__all__ = ["front_indices", "hypervolume", "knee_index", "multipliers"]
 
 
 def front_indices(accuracy: ArrayLike, latency_ms: ArrayLike) -> NDArray[np.intp]:
@@ -68,6 +70,41 @@ def knee_index(accuracy: ArrayLike, latency_ms: ArrayLike) -> int | None:
     x = (down[front] - down[front[0]]) / (down[front[-1]] - down[front[0]])
     y = (up[front] - up[front[0]]) / (up[front[-1]] - up[front[0]])
     return int(front[np.argmax(y - x)])
+
+
+def multipliers(accuracy: ArrayLike, latency_ms: ArrayLike) -> NDArray[np.float64]:
+    """Find the lambdas for which each point maximises accuracy - lambda x latency.
+
+    They are the slopes of the upper concave hull, by which the maximum moves from one of its
+    corners to the next. What lies on the front and below the hull is the best for no lambda.
+
+    Args:
+        accuracy: (n,) larger is better.
+        latency_ms: (n,) smaller is better.
+
+    Returns:
+        (n, 2): least and greatest lambda, accuracy per ms; NaN for points that are never the best.
+        The most accurate point is the best from 0 on, and the fastest one for all large lambdas.
+    """
+    up, down = _pair(accuracy, latency_ms)
+    hull: list[int] = []
+    for index in front_indices(up, down):
+        while len(hull) > 1 and _slope(up, down, hull[-1], index) >= _slope(
+            up, down, hull[-2], hull[-1]
+        ):
+            hull.pop()
+        hull.append(int(index))
+    found = np.full((up.size, 2), np.nan)
+    slopes = [_slope(up, down, one, other) for one, other in itertools.pairwise(hull)]
+    if hull:
+        found[hull, 0], found[hull, 1] = [*slopes, 0.0], [np.inf, *slopes]
+    return found
+
+
+def _slope(
+    up: NDArray[np.float64], down: NDArray[np.float64], one: int | np.intp, other: int | np.intp
+) -> float:
+    return float((up[other] - up[one]) / (down[other] - down[one]))
 
 
 def _pair(

@@ -73,6 +73,8 @@ def test_front_table__every_number_has_interval_or_source(
             "latency_high_ms": [0.41],
             "latency_source": ["cached"],
             "score": [0.5],
+            "lambda_low": [0.0],
+            "lambda_high": [float("inf")],
             "parameters": [142_226],
             "macs": [3_722_496],
             "precision": ["fp32"],

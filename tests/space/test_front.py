@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.space.front import front_indices, hypervolume, knee_index
+from nas.space.front import front_indices, hypervolume, knee_index, multipliers
 
 POINTS = st.lists(
     st.tuples(st.floats(0, 1, width=32), st.floats(0.125, 8, width=32)), min_size=1, max_size=30
@@ -74,3 +74,29 @@ def test_knee_index__needs_three_points() -> None:
 def test_pair__refuses_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="equally long"):
         front_indices([0.1], [1.0, 2.0])
+
+
+@given(POINTS)
+def test_multipliers__each_is_the_best_for_its_lambdas(points: list[tuple[float, float]]) -> None:
+    accuracy, latency = map(np.array, _split(points))
+    found = multipliers(accuracy, latency)
+    best = ~np.isnan(found[:, 0])
+    assert best.any()
+    assert (found[best, 0] <= found[best, 1]).all()
+    for low, high in found[best]:
+        rate = low + 1 if np.isinf(high) else (low + high) / 2
+        scores = accuracy - rate * latency
+        (index,) = np.flatnonzero(best & (found[:, 0] == low) & (found[:, 1] == high))[:1]
+        assert scores[index] >= scores.max() - 1e-9 * (1 + rate * latency.max())
+
+
+def test_multipliers__what_lies_below_the_hull_is_never_the_best() -> None:
+    accuracy, latency = [0.1, 0.2, 0.5, 0.6], [1.0, 2.0, 3.0, 5.0]
+    found = multipliers(accuracy, latency)
+    np.testing.assert_allclose(found[[0, 2, 3]], [[0.2, np.inf], [0.05, 0.2], [0, 0.05]])
+    assert np.isnan(found[1]).all()
+
+
+def test_multipliers__of_nothing_and_of_one_point() -> None:
+    assert multipliers([], []).shape == (0, 2)
+    assert multipliers([0.5], [1.0]).tolist() == [[0.0, np.inf]]
