@@ -33,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_PLAIN_WIDTH = 150  # of a log file, where nothing tells how wide it will be read
+_PLAIN_WIDTH = 160  # of a log file, where nothing tells how wide it will be read
 out = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
 err = Console(stderr=True)
 

@@ -25,9 +25,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.model.detector import profile
 from nas.results.delivery import Delivered
+from nas.results.latency import levels
 from nas.searcher.progress import Status
 from nas.searcher.result import StudyResult
 from nas.units import percent
@@ -154,7 +154,15 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
         winner: number of the trial to mark.
     """
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", show_edge=False)
-    for column in ("", "trial", "mAP50-95", "mAP50", _latency_heading(front), "source", "score"):
+    for column in (
+        "",
+        "trial",
+        "mAP50-95",
+        "mAP50",
+        f"latency ms [{levels(front['latency_source'])}]",
+        "source",
+        "score",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("best for lambda", "parameters", "MACs", "precision", "as in fp32"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -183,15 +191,6 @@ def _lambdas(low: float, high: float) -> str:
     if pd.isna(low):
         return "none"
     return f"{low:.3g} and more" if math.isinf(high) else f"{low:.3g} to {high:.3g}"
-
-
-def _latency_heading(front: pd.DataFrame) -> str:
-    """Say what the intervals of a front hold: those of estimates hold less."""
-    sources = set(front["latency_source"])
-    if "estimated" not in sources:
-        return f"latency ms [{percent(MEASURED_LEVEL)}]"
-    mixed = "" if len(sources) == 1 else f"{percent(MEASURED_LEVEL)}, estimates "
-    return f"latency ms [{mixed}{percent(ESTIMATED_LEVEL)}]"
 
 
 def exchange_line(result: StudyResult) -> str:

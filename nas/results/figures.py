@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nas.errors import StorageError
+from nas.results.latency import levels
 from nas.searcher.result import StudyResult
 
 __all__ = ["front_figure", "write_figure"]
@@ -30,7 +31,7 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
                 x=late["latency_ms"],
                 y=[floor] * len(late),  # they have no accuracy: they stand on the axis
                 mode="markers",
-                name=f"over budget, never scored ({len(late)})",
+                name=f"over budget or another bound, never scored ({len(late)})",
                 marker={"symbol": "x", "color": _GREY, "size": 7},
                 hovertemplate="trial %{customdata}<br>%{x:.3f} ms<extra></extra>",
                 customdata=late["trial"],
@@ -65,7 +66,7 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
     figure.update_xaxes(type="log", tickvals=_TICKS, ticktext=[f"{tick:g}" for tick in _TICKS])
     figure.update_layout(
         title=f"{result.study}: accuracy over latency",
-        xaxis_title="latency, ms, log scale (bars: 95 % interval)",
+        xaxis_title=_latency_title(scored),
         yaxis_title="mAP50-95 on validation, inherited weights (bars: 95 % interval)",
         template="plotly_white",
         legend={"x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
@@ -86,6 +87,15 @@ def write_figure(figure: go.Figure, path: Path) -> None:
         figure.write_html(path, include_plotlyjs=True)
     except OSError as error:
         raise StorageError(f"The figure {path} cannot be written: {error.strerror}.") from error
+
+
+def _latency_title(scored: pd.DataFrame) -> str:
+    """Say what the latencies are, and what their bars hold."""
+    sources = sorted(set(scored["latency_source"].dropna()))
+    return (
+        f"latency, ms, {' and '.join(sources) or 'none'}, log scale "
+        f"(bars: {levels(sources)} interval)"
+    )
 
 
 def _floor(scored: pd.DataFrame) -> float:

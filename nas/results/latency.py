@@ -8,13 +8,14 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Timing
 from nas.searcher.measuring import Measured
 from nas.searcher.upgrade import Upgrade
 from nas.units import percent
 
-__all__ = ["measured_lines", "profile_table", "upgrade_summary", "upgrade_table"]
+__all__ = ["levels", "measured_lines", "profile_table", "upgrade_summary", "upgrade_table"]
 
 _MOST_ROWS = 20
 
@@ -90,6 +91,15 @@ def measured_lines(measured: Measured) -> Iterator[str]:
     yield from _doubts(timing)
     for name, value in latency.environment.as_dict().items():
         yield f"  {name}: {value}"
+
+
+def levels(sources: Iterable[str]) -> str:
+    """Say what the intervals of latencies from these sources hold: those of estimates hold less."""
+    found = set(sources)
+    if "estimated" not in found:
+        return percent(MEASURED_LEVEL)
+    mixed = "" if len(found) == 1 else f"{percent(MEASURED_LEVEL)}, estimates "
+    return f"{mixed}{percent(ESTIMATED_LEVEL)}"
 
 
 def _doubts(timing: Timing) -> Iterator[str]:
