@@ -39,7 +39,7 @@ def test_front_figure__draws_intervals_budget_and_what_was_never_scored(
     figure = front_figure(result, winner=1)
     names = [trace.name for trace in figure.data]
     assert names == [
-        "over budget, never scored (1)",
+        "over budget or another bound, never scored (1)",
         "scored under budget (2)",
         None,
         "front (2)",
