@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import qualitative
+from plotly.colors import hex_to_rgb, qualitative
 from plotly.subplots import make_subplots
 from rich import box
 from rich.table import Table
@@ -122,7 +122,7 @@ def explanation_figure(explanation: Explanation) -> go.Figure:
         ValueError: nothing can be told about one of the two.
     """
     table = explanation.table
-    heights = [460, 60 + 20 * len(table)]
+    heights = [540, 40 + 20 * len(table)]
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -209,8 +209,8 @@ def _pairs(what: str, explained: Explained, scale: float, unit: str) -> str:
     told = [one for one in explained.interactions if one.is_told]
     if told:
         named = (
-            f"{one.first} x {one.second} ({scale * one.effect:+.2g} {unit} where both are largest, "
-            f"p {one.p:.2g})"
+            f"{one.first} x {one.second} ({scale * one.effect:+.2g} {unit} from smallest to "
+            f"largest in both, p {one.p:.2g})"
             for one in sorted(told, key=lambda one: -one.share)[:_MOST_PAIRS]
         )
         return f"{what} beyond the sum of effects: {', '.join(named)}."
@@ -239,28 +239,32 @@ def _cells(row: pd.Series, side: str, *, is_first: bool) -> Iterator[str]:
     if not is_first:
         yield ""
     elif row[f"{side}_told"]:
-        yield rf"{share:.0f} % \[{least:.0f}, {most:.0f}]{star}"
+        digits = 0 if share >= 10 else 1
+        yield rf"{share:.{digits}f} % \[{least:.{digits}f}, {most:.{digits}f}]{star}"
     else:
         yield f"[dim]{_UNTOLD}"
 
 
 def _path(rows: pd.DataFrame, color: str, *, is_told: bool) -> go.Scatter:
     """Join the options of a choice, at what each costs and brings."""
-    name = str(rows["choice"].iloc[0])
+    name, names = str(rows["choice"].iloc[0]), _names(rows)
     return go.Scatter(
         x=rows["latency_effect"],
         y=rows["map_effect"],
         mode="lines+markers+text" if is_told else "lines+markers",
-        text=[f"{name} {option}" for option in rows["option"]],
+        # All names would cover each other: only the largest option bears its own.
+        text=["" if one != names[-1] else one for one in names],
+        cliponaxis=False,
+        hovertext=names,
         textposition="top right",
         textfont={"size": 10, "color": color},
-        error_x=_bars(rows, "latency"),
-        error_y=_bars(rows, "map"),
+        error_x={**_bars(rows, "latency"), "color": _faint(color)},
+        error_y={**_bars(rows, "map"), "color": _faint(color)},
         line={"color": color, "width": 2 if is_told else 1},
         marker={"size": 8 if is_told else 5},
         name=name if is_told else f"{name} ({_UNTOLD})",
         legendgroup=name,
-        hovertemplate="%{text}<br>mAP %{y:+.2f} points<br>latency %{x:+.1f} %<extra></extra>",
+        hovertemplate="%{hovertext}<br>mAP %{y:+.2f} points<br>latency %{x:+.1f} %<extra></extra>",
     )
 
 
@@ -269,7 +273,7 @@ def _dots(rows: pd.DataFrame, side: str, color: str) -> go.Scatter:
     faint = [_GREY if low <= 0 <= high else color for low, high in _ends(rows, side)]
     return go.Scatter(
         x=rows[f"{side}_effect"],
-        y=[rows["choice"], rows["option"]],
+        y=_names(rows),
         mode="markers",
         marker={"color": faint, "size": 8},
         error_x={**_bars(rows, side), "color": color if rows[f"{side}_told"].iloc[0] else _GREY},
@@ -279,6 +283,17 @@ def _dots(rows: pd.DataFrame, side: str, color: str) -> go.Scatter:
         hovertemplate="%{y}<br>%{x:+.2f}<br>%{customdata[0]} candidates, %{customdata[1]:.0%} of "
         "the variance<extra></extra>",
     )
+
+
+def _faint(color: str) -> str:
+    red, green, blue = hex_to_rgb(color)
+    return f"rgba({red}, {green}, {blue}, 0.4)"
+
+
+def _names(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{choice} {option}" for choice, option in zip(rows["choice"], rows["option"], strict=True)
+    ]
 
 
 def _ends(rows: pd.DataFrame, side: str) -> Iterator[tuple[float, float]]:
@@ -309,7 +324,9 @@ def _lay_out(figure: go.Figure, explanation: Explanation, heights: list[int]) ->
     for column, title in enumerate(_AXES.values(), 1):
         figure.update_xaxes(title=f"{title} (bars: 95 %)", row=2, col=column)
     # The first choice stands on top, as in the table.
-    figure.update_yaxes(autorange="reversed", row=2)
+    names = _names(explanation.table)
+    figure.update_yaxes(categoryorder="array", categoryarray=names, row=2)
+    figure.update_yaxes(range=[len(names) - 0.5, -0.5], row=2)
     figure.update_layout(
         title={
             "text": f"What moved mAP and latency in {explanation.study}",

@@ -185,6 +185,10 @@ def explain_values(
         what: a candidate has, for messages.
     """
     n = len(values)
+    if not choices:
+        return Explained(n, reason="The space leaves nothing to choose.")
+    if n <= SPARE:
+        return Explained(n, reason=_too_few(n, choices, what))
     coding: Coding
     for coding in ("options", "trend"):
         design = _Design(choices, codes, coding)
@@ -260,9 +264,10 @@ class _Fit:
 
     def __init__(self, design: _Design, values: _Array) -> None:
         self.design, self.values = design, values
-        self.residual = design.residual(values)
         self.spare = len(values) - design.rank
         self.total = float(((values - values.mean()) ** 2).sum())
+        self.floor = _TINY * math.sqrt(self.total)  # below it, all is rounding
+        self.residual = _without_rounding(design.residual(values), self.floor)
         self.noise = float(self.residual @ self.residual) / self.spare  # variance
         leverage = (design.left**2).sum(axis=1)
         # A candidate that alone decides a coefficient has no residual to learn from.
@@ -320,7 +325,7 @@ class _Fit:
             noise = signs * self.residual / self.doubt
             chance.append(noise @ weights.T)
             errors.append(self._errors(weights, self.design.residual(noise.T).T))
-        values = np.where(known, weights @ self.values, np.nan)
+        values = np.where(known, _without_rounding(weights @ self.values, self.floor), np.nan)
         return values, sure, np.vstack(errors), np.vstack(chance)
 
     def _errors(self, weights: _Array, residuals: _Array) -> _Array:
@@ -329,8 +334,8 @@ class _Fit:
         return errors
 
     def _floored(self, errors: _Array) -> _Array:
-        """A perfect fit leaves rounding errors, which tell nothing when divided by each other."""
-        return np.maximum(errors, _TINY * math.sqrt(self.total))
+        """Return what may be divided by: a perfect fit leaves no errors."""
+        return np.maximum(errors, self.floor)
 
     def _share(
         self, weights: _Array, effects: _Array, errors: _Array, chance: _Array
@@ -413,6 +418,10 @@ class _Fit:
 
 def _steps(labels: Sequence[Label]) -> _Array:
     return np.arange(len(labels), dtype=np.float64)
+
+
+def _without_rounding(values: _Array, floor: float) -> _Array:
+    return np.where(np.abs(values) < floor, 0.0, values)
 
 
 def _r2_left_out(matrix: _Array, values: _Array) -> float:
