@@ -43,9 +43,9 @@ def describe(
 ) -> None:
     """List a network's layers with shapes, parameters and MACs, and draw it."""
     from nas import api
+    from nas.files import write_text
     from nas.results.description import description_facts, description_table
     from nas.results.drawing import draw
-    from nas.results.files import write_text
     from nas.space.alignment import misaligned
     from nas.space.subject import subject_name
 

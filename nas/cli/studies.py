@@ -238,8 +238,8 @@ def export(
 ) -> None:
     """Fine-tune, build, measure and write a study's winner; or write any network as layers."""
     from nas import api
+    from nas.files import write_text
     from nas.results.console import LiveProgress, delivered_panel
-    from nas.results.files import write_text
     from nas.space.subject import subject_name
 
     if subject is not None:

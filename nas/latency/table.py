@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
-from nas.errors import InputError, StorageError
+from nas.errors import InputError
+from nas.files import write_text
 from nas.latency.environment import Environment
 from nas.latency.features import FEATURES, features_digest
 from nas.latency.latency import Latency
@@ -207,16 +208,9 @@ class LatencyTable:
             StorageError: they cannot be written.
         """
         path = _path(folder, self.environment.runtime, self.environment.precision)
-        text = json.dumps(self.provenance.model_dump(mode="json"), indent=1) + "\n"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, _text(self.rows))
-            _replace(path.with_suffix(".json"), text)
-        except OSError as error:
-            raise StorageError(
-                f"{path} cannot be written: {error.strerror or error}.",
-                "Choose another folder, or free space.",
-            ) from error
+        write_text(path, _text(self.rows))
+        provenance = self.provenance.model_dump(mode="json")
+        write_text(path.with_suffix(".json"), json.dumps(provenance, indent=1) + "\n")
         return path
 
     @classmethod
@@ -260,12 +254,6 @@ class LatencyTable:
 
 def _path(folder: Path, runtime: str, precision: str) -> Path:
     return folder / f"{runtime}-{precision}.csv"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(text.encode())
-    partial.replace(path)
 
 
 def _read(path: Path) -> str:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import StorageError
+from nas.files import replace
 from nas.latency.latency import Latency
 from nas.model.detector import Detector, profile, suppression
-from nas.results.files import replace
 from nas.space.architecture import Candidate
 from nas.units import percent
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nas.errors import EngineError
+from nas.files import replace
 
-__all__ = ["Identity", "SavedEngine", "replace_file"]
+__all__ = ["Identity", "SavedEngine"]
 
 _FORMAT = "nas engine 1"
 _REMEDY = "Build the engine again, here, from its ONNX graph, and save it."
@@ -77,8 +76,8 @@ class SavedEngine:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, self.content)
-            replace_file(_about(path), f"{json.dumps(about, indent=1)}\n".encode())
+            replace(path, self.content)
+            replace(_about(path), f"{json.dumps(about, indent=1)}\n".encode())
         except OSError as error:
             raise EngineError(
                 f"The engine cannot be written to {path}: {error.strerror or error}.",
@@ -137,24 +136,6 @@ class SavedEngine:
                     f"{found!r}, here is {wanted!r}.",
                     _REMEDY,
                 )
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step: what stood there before stays until all of it is on the disk.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        partial = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _identity(about: Mapping[str, Any]) -> Identity:

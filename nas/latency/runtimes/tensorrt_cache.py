@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.latency.runtimes.saved import replace_file
+from nas.files import replace
 
 __all__ = ["CacheKey", "TimingCacheFile", "default_folder"]
 
@@ -84,7 +84,7 @@ class TimingCacheFile:
         """Replace the cache in one step; returns a note if that failed."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, self._header(content) + b"\n" + content)
+            replace(self.path, self._header(content) + b"\n" + content)
         except OSError as error:
             return f"timing cache {self.path} not written: {error.strerror or error}"
         return ""

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas import files
 from nas.errors import EngineError
-from nas.latency.runtimes.saved import Identity, SavedEngine, replace_file
+from nas.latency.runtimes.saved import Identity, SavedEngine
 
 IDENTITY = Identity(
     runtime="openvino",
@@ -95,5 +96,5 @@ def test_replace__keeps_what_was_there_when_it_fails(tmp_path: Path) -> None:
     path.mkdir()
     (path / "kept").write_text("")
     with pytest.raises(OSError, match=r"a"):  # a folder with a file in it
-        replace_file(path, b"new")
+        files.replace(path, b"new")
     assert [one.name for one in tmp_path.iterdir()] == ["a"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import StorageError
-from nas.results.files import write_text
+from nas.files import write_text
 
 
 def test_write_text__makes_folders_and_replaces(tmp_path: Path) -> None:

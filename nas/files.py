@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nas.errors import StorageError
@@ -10,14 +11,22 @@ __all__ = ["replace", "write_text"]
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file in a folder that exists; what stood there before stays until all is written.
+    """Write a file in a folder that exists; what stood there before stays until all is on the disk.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; nothing is left behind.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    # A name of its own, so that two processes which write one file do not write into each other's.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
