@@ -97,7 +97,11 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             study.enqueue(point)
         listener.stage("Search", request.wanted)
         _Loop(setting, study, judge, listener).run()
-    return StudyResult.load(setting.database, name, request.budget, request.score)
+    result = StudyResult.load(setting.database, name, request.budget, request.score)
+    counts = result.evaluations["latency_source"].value_counts()
+    sources = ", ".join(f"{count} {source}" for source, count in counts.items())
+    listener.say(f"Latencies of the candidates: {sources or 'none'}.")
+    return result
 
 
 def _seed(setting: Setting, sampler_seed: int | None) -> int:
