@@ -86,6 +86,12 @@ class Figure(Record):
     derived: str | None = None
     note: str | None = None
 
+    @property
+    def verified(self) -> bool:
+        """Whether a page that states it was read."""
+        words = f"{self.source} {self.derived} {self.note}".lower()
+        return not any(doubt in words for doubt in ("unverified", "not verified", "no page"))
+
     @field_validator("source")
     @classmethod
     def _look_up(cls, source: str | None, info: ValidationInfo) -> str | None:

@@ -38,6 +38,7 @@ def hardware_table(rows: Iterable[Measurable], unknown: Iterable[Attached] = ())
     table.add_column("measurable here", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row), style=_style(row))
+    table.caption = "?: no page that states the figure was read"
     for device in unknown:
         blanks = [""] * len(_FIGURES)
         hint = "no entry in the registry: describe it in YAML, --hardware my_device.yaml"
@@ -66,7 +67,9 @@ def _here(row: Measurable) -> str:
 
 
 def _figure(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure.value:g}"
+    if figure is None:
+        return ""
+    return f"{figure.value:g}" if figure.verified else f"{figure.value:g}?"
 
 
 def _style(row: Measurable) -> str | None:
