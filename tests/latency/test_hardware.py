@@ -65,7 +65,7 @@ def test_registry__has_what_the_product_names() -> None:
 def test_named__the_processor_is_what_it_was() -> None:
     cpu = Hardware.named("cpu")
     assert cpu.runtime == "openvino"
-    assert cpu.description == "one core of the processor of this machine, batch 1"
+    assert cpu.description == "one core of the processor of this machine"
     assert set(cpu.runtimes) <= set(plugins.names("runtimes"))
 
 
