@@ -150,16 +150,18 @@ def explanation_figure(explanation: Explanation) -> go.Figure:
 
 
 def write_explanation(explanation: Explanation, path: Path) -> list[Path]:
-    """Write the figure as HTML, and the table as CSV beside it; return the files.
+    """Write the figure as HTML (`.html` is added to other names), the table as CSV beside it.
 
     Where only one of mAP and latency can be told about, there is no figure; where neither can,
-    nothing is written.
+    nothing is written. Returns the files.
 
     Raises:
         StorageError: they cannot be written.
     """
     if explanation.table.empty:
         return []
+    if path.suffix != ".html":  # it may be the name of the table
+        path = path.with_name(f"{path.name}.html")
     paths = [path.with_suffix(".csv")]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,14 @@ def test_write__figure_and_table_side_by_side(explanation: Explanation, tmp_path
     assert table["map_effect"].tolist() == pytest.approx(explanation.table["map_effect"].tolist())
 
 
+def test_write__the_name_of_the_table_is_not_overwritten(
+    explanation: Explanation, tmp_path: Path
+) -> None:
+    figure, table = write_explanation(explanation, tmp_path / "effects.csv")
+    assert figure.name == "effects.csv.html"
+    assert table.name == "effects.csv.csv"
+
+
 def test_write__what_can_be_told(tmp_path: Path) -> None:
     path = tmp_path / "explain.html"
     with pytest.raises(StudyError, match="6 with an accuracy"):
