@@ -39,6 +39,7 @@ from replay.catalog import (
     optuna_methods,
     our_sampler,
     ours,
+    ours_for_budgets,
     yolobench_groups,
 )
 from replay.report import draw, figures, goals, markdown, p_values, searches
@@ -109,6 +110,8 @@ def _methods(group: Group, asked: argparse.Namespace) -> tuple[Method, ...]:
     found = [ours(seeds, most=120), *baselines(seeds), *optuna_methods(some)]
     # Without a device no network is the slowest.
     found += [one for one in null_models() if group.tasks[0].device or one.name != NULL_MODELS[0]]
+    if group.tasks[0].front:
+        found.append(ours_for_budgets(seeds, most=120))
     if named and not group.tasks[0].noise:
         found.append(our_sampler(min(10, seeds), most=60))
     if named and not (asked.no_gp or asked.quick):

@@ -11,7 +11,7 @@ from nas.errors import NasError
 from nas.units import Budget
 
 if TYPE_CHECKING:
-    from nas.api import Found, ablate, describe, estimate, measure, resume, search
+    from nas.api import Found, ablate, describe, estimate, explain, measure, resume, search
     from nas.space.architecture import Architecture
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ablate",
     "describe",
     "estimate",
+    "explain",
     "measure",
     "resume",
     "search",
@@ -33,6 +34,7 @@ _LAZY = {
     "ablate": "nas.api",
     "describe": "nas.api",
     "estimate": "nas.api",
+    "explain": "nas.api",
     "measure": "nas.api",
     "resume": "nas.api",
     "search": "nas.api",

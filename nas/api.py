@@ -31,10 +31,13 @@ from nas.model.description import describe as describe_architecture
 from nas.results.ablation import AblationResult
 from nas.results.bench import Bench
 from nas.results.delivery import Delivered, deliver, train_alone
+from nas.results.explanation import Explanation
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.bounds import Bounds
 from nas.searcher.database import Database
+from nas.searcher.importance import explain as run_explain
+from nas.searcher.importance_sample import Sample
 from nas.searcher.loop import search as run_search
 from nas.searcher.measuring import (
     COCO_CLASSES,
@@ -61,6 +64,7 @@ __all__ = [
     "anchors",
     "describe",
     "estimate",
+    "explain",
     "export",
     "front",
     "layer_list",
@@ -219,6 +223,25 @@ def front(request: Request) -> StudyResult:
     """
     with Database(request.url) as database:
         return _load(database, request)
+
+
+def explain(
+    study: str | None = None, *, storage: str | None = None, workspace: str | Path = "studies"
+) -> Explanation:
+    """Estimate which choices of a stored study moved mAP and latency, and how surely.
+
+    Args:
+        study: name; the latest if None.
+        storage: as in `search`.
+        workspace: as in `search`.
+
+    Raises:
+        StudyError: there is no such study, or no candidate of it has a latency.
+    """
+    request = stored_request(study, storage, Path(workspace))
+    with Database(request.url) as database:
+        sample = Sample.load(database, request)
+    return Explanation(run_explain(str(request.study), sample))
 
 
 def export(request: Request, listener: Listener, trial: int | None = None) -> Delivered:

@@ -301,7 +301,7 @@ def test_ablate__says_rule_value_and_remedy(
         assert word in text
 
 
-@pytest.mark.parametrize("command", ["front", "export"])
+@pytest.mark.parametrize("command", ["front", "explain", "export"])
 def test_stored__no_study_yet(run: Run, command: str) -> None:
     code, text = run(command)
     assert code == 1
@@ -313,6 +313,7 @@ FLAGS = {
     "--max-params --max-macs --max-size --max-memory --sampler --evaluations --study --resume "
     "--lambda --alpha --seed --quick --storage --workspace",
     "front": "--study --lambda --budget --storage --workspace",
+    "explain": "--study --output --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",
     "describe": "--classes --svg --json --workspace",
     "ablate": "--space --vary --recipe --against --seeds --iterations --data --hardware --runtime "

@@ -68,6 +68,11 @@ def ours(seeds: int, most: int) -> Method:
     return Method("autonac", Ours, seeds, _OURS, most)
 
 
+def ours_for_budgets(seeds: int, most: int) -> Method:
+    """The same, told at which budgets a front is judged, as all searches in turns are."""
+    return Method("autonac_budgets", partial(Ours, knows_budgets=True), seeds, _OURS, most)
+
+
 def our_sampler(seeds: int, most: int) -> Method:
     """The same as users get it, in a study of Optuna."""
     return Method("autonac_sampler", through_optuna, seeds, (*_OURS, *_SAMPLER), most)

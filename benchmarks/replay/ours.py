@@ -24,29 +24,28 @@ class Ours(Strategy):
     Args:
         pool: what may be queried.
         seed: of everything random.
-        batch: how many networks are chosen between two looks at the answers.
+        knows_budgets: whether it is told at which budgets a front is judged; else it advances the
+            whole of it.
     """
 
-    def __init__(self, pool: Pool, seed: int, batch: int = 1) -> None:
+    def __init__(self, pool: Pool, seed: int, *, knows_budgets: bool = False) -> None:
         super().__init__(pool, seed)
+        self._budgets = pool.budgets_ms if knows_budgets else ()
         options = [choice.options for choice in pool.choices]
         numbers = np.stack([pool.latency_ms, pool.macs + 1.0], axis=1)
         self._features = encode(pool.codes, options, numbers)
-        self._batch, self._waiting = batch, list[int]()
 
     def ask(self) -> int:
-        """Take the next of a batch, and choose a new one if none is left."""
-        if not self._waiting:
-            budget = self.pool.budget_ms if np.isfinite(self.pool.budget_ms) else None
-            self._waiting = propose(
-                self._features,
-                self.pool.latency_ms,
-                self._observed(),
-                count=self._batch,
-                budget_ms=budget,
-                rng=self.rng,
-            )[::-1]
-        return self._waiting.pop()
+        """Choose the network whose accuracy is expected to improve the most."""
+        budget = self.pool.budget_ms if np.isfinite(self.pool.budget_ms) else None
+        found = propose(
+            self._features,
+            self.pool.latency_ms,
+            self._observed(),
+            budget_ms=self._budgets or budget,
+            rng=self.rng,
+        )
+        return found[0] if found else self.fresh()
 
     def pick(self) -> int:
         """Say which row the surrogate believes to be the best of those queried."""

@@ -22,11 +22,12 @@ from .scores import (
 )
 from .tables import Values
 
-OURS = "autonac"
+OURS, OURS_FOR_BUDGETS = "autonac", "autonac_budgets"
 _COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 240)
 _SHOWN = 60  # curves are stored at every count up to here, then at every fifth
 _COLOURS = {
     OURS: "#1a7f37",
+    OURS_FOR_BUDGETS: "#116329",
     "autonac_sampler": "#4ac26b",
     "random": "#9aa5b1",
     "evolution": "#b35900",
@@ -39,6 +40,7 @@ _COLOURS = {
 }
 _TITLES = {
     OURS: "ours",
+    OURS_FOR_BUDGETS: "ours, told the 8 budgets",
     "autonac_sampler": "ours, as sampler",
     "local_search": "local search",
     "optuna_tpe": "TPE",
@@ -76,8 +78,8 @@ def _group(group: Group, samples: dict[str, list[Sample]]) -> dict[str, Any]:
         "optimum": [round(float(value), 4) for task in group.tasks for value in task.optima],
         "noise": first.noise,
     }
-    if first.front and OURS in regrets:
-        about["queries_to_the_regret_of_ours_at_60"] = _needed(regrets)
+    if first.front:
+        about["queries_to_regret_after_60_of"] = _needed(regrets)
     return {**about, "methods": methods}
 
 
@@ -91,9 +93,13 @@ def measure(group: Group) -> str:
     return "budgets" if len(group.tasks) > 1 else "best"
 
 
-def _needed(regrets: dict[str, Values]) -> dict[str, int | None]:
-    target = float(regrets[OURS].mean(axis=0)[min(60, regrets[OURS].shape[1]) - 1])
-    return {name: mean_reaches(regret, target) for name, regret in regrets.items()}
+def _needed(regrets: dict[str, Values]) -> dict[str, dict[str, int | None]]:
+    found = {}
+    for ours in (OURS, OURS_FOR_BUDGETS):
+        if ours in regrets and regrets[ours].shape[1] >= 60:
+            target = float(regrets[ours].mean(axis=0)[59])
+            found[ours] = {name: mean_reaches(one, target) for name, one in regrets.items()}
+    return found
 
 
 def _method(group: Group, samples: Sequence[Sample], regret: Values) -> dict[str, Any]:
@@ -196,15 +202,14 @@ def _rows(about: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
             ("the same after 1: the null models", nulls),
         ]
     cells = {name: _after(one, 60) for name, one in methods.items()}
-    needed = about.get("queries_to_the_regret_of_ours_at_60", {})
-    counts = {
-        name: str(count) if count else f"> {methods[name]['regret']['queries'][-1]}"
-        for name, count in needed.items()
-    }
-    return [
-        ("front: mean regret over 8 budgets after 60", cells),
-        ("queries to the mean regret of ours after 60", counts),
-    ]
+    rows = [("front: mean regret over 8 budgets after 60", cells)]
+    for ours, needed in about["queries_to_regret_after_60_of"].items():
+        counts = {
+            name: str(count) if count else f"> {methods[name]['regret']['queries'][-1]}"
+            for name, count in needed.items()
+        }
+        rows.append((f"queries to that mean regret of: {_TITLES[ours]}", counts))
+    return rows
 
 
 def _until(method: dict[str, Any], what: str, *more: str) -> str:
@@ -219,16 +224,18 @@ def _after(method: dict[str, Any], count: int) -> str:
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compare ours with what was aimed at; only for the groups and counts that were run."""
+    """Compare ours with what was aimed at; only for the groups that were run."""
     rows = []
     for group, (name, path, aim) in _aims():
-        one = result.get(group, {}).get("methods", {}).get(OURS)
-        value = one
-        for key in path:
-            value = value.get(key) if value is not None else None
-        if one is not None:
-            met = value is not None and value <= aim
-            rows.append({"table": group, "measure": name, "goal": aim, "value": value, "met": met})
+        methods = result.get(group, {}).get("methods", {})
+        for ours in (OURS, OURS_FOR_BUDGETS):
+            value = methods.get(ours)
+            if value is None:
+                continue
+            for key in path:
+                value = value.get(key) if value is not None else None
+            about = {"table": group, "method": ours, "measure": name, "goal": aim}
+            rows.append({**about, "value": value, "met": value is not None and value <= aim})
     return rows + _rivals(result)
 
 
@@ -256,18 +263,18 @@ def _aims() -> list[tuple[str, tuple[str, tuple[str, ...], float]]]:
 def _rivals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """How many times the queries of ours the best of Optuna's samplers needs for a front."""
     group = "yolobench_voc/a40_tensorrt/front"
-    needed = result.get(group, {}).get("queries_to_the_regret_of_ours_at_60", {})
-    rivals = [name for name in OPTUNA if name in needed]
-    if OURS not in needed or not rivals:
-        return []
-    counts = [needed[name] for name in rivals if needed[name] is not None]
-    methods = result[group]["methods"]
-    last = max(methods[name]["regret"]["queries"][-1] for name in rivals)
-    best = min(counts) if counts else last
-    ratio = round(best / needed[OURS], 2)
-    name = "queries of the best Optuna sampler over ours, for the regret of ours after 60"
-    row = {"table": group, "measure": name, "goal": 4.0, "value": ratio, "met": ratio >= 4}
-    return [row if counts else {**row, "at_least": True}]
+    methods = result.get(group, {}).get("methods", {})
+    rivals = [name for name in OPTUNA if name in methods]
+    rows = []
+    for ours, needed in result.get(group, {}).get("queries_to_regret_after_60_of", {}).items():
+        if rivals:
+            counts = [needed[name] for name in rivals if needed[name] is not None]
+            last = max(methods[name]["regret"]["queries"][-1] for name in rivals)
+            ratio = round((min(counts) if counts else last) / needed[ours], 2)
+            name = "queries of Optuna's best over ours, to the mean regret of ours after 60"
+            row = {"table": group, "method": ours, "measure": name, "goal": 4.0, "value": ratio}
+            rows.append({**row, "met": ratio >= 4, "value_is_a_lower_bound": not counts})
+    return rows
 
 
 def draw(result: dict[str, Any], what: str) -> go.Figure:

@@ -213,6 +213,28 @@ def front(
 
 
 @app.command()
+def explain(
+    study: StudyName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="HTML file; a CSV stands beside it.", show_default="in workspace"),
+    ] = None,
+    storage: Storage = None,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Say which choices of a stored study moved mAP and latency, and how surely."""
+    from nas import api
+    from nas.results.explanation import explanation_table, write_explanation
+    from nas.searcher.request import Workspace
+
+    explanation = api.explain(study, storage=storage, workspace=workspace)
+    out.print(explanation_table(explanation))
+    path = output or Workspace(workspace).bundle(explanation.study) / "explain.html"
+    for one in write_explanation(explanation, path):
+        out.print(f"Written: {one}")
+
+
+@app.command()
 def export(
     subject: Annotated[
         str | None,

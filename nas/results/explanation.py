@@ -14,9 +14,12 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb, qualitative
 from plotly.subplots import make_subplots
 from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from nas.errors import StorageError
+from nas.errors import StorageError, StudyError
 from nas.results.ablation import holm
 from nas.results.figures import write_figure
 from nas.searcher.additive import SPARE_FOR_PAIRS, Explained
@@ -85,18 +88,18 @@ class Explanation:
         return "\n".join(part for part in parts if part)
 
 
-def explanation_table(explanation: Explanation) -> Table:
-    """Draw what every option does, a section for each choice."""
+def explanation_table(explanation: Explanation) -> RenderableType:
+    """Draw what every option does, a section for each choice; or say why nothing can be told."""
+    if explanation.table.empty:
+        return Text(explanation.caption)
     table = Table(
-        title=f"What moved mAP and latency in {explanation.study}",
-        caption=explanation.caption,
+        title=escape(f"What moved mAP and latency in {explanation.study}"),
+        caption=escape(explanation.caption),
         box=box.SIMPLE_HEAVY,
         show_edge=False,
     )
     table.title_justify = table.caption_justify = "left"
     rows = explanation.table
-    if rows.empty:
-        return table
     for column in ("choice", "option", "tried"):
         table.add_column(column, overflow="fold", justify="right" if column == "tried" else "left")
     sides = [side for side in _AXES if f"{side}_effect" in rows]
@@ -108,7 +111,8 @@ def explanation_table(explanation: Explanation) -> Table:
         for number, (_, row) in enumerate(options.iterrows()):
             tried = " / ".join(str(row[f"{side}_tried"]) for side in sides)
             cells = [cell for side in sides for cell in _cells(row, side, is_first=number == 0)]
-            table.add_row("" if number else str(row["choice"]), str(row["option"]), tried, *cells)
+            name = "" if number else escape(str(row["choice"]))
+            table.add_row(name, escape(str(row["option"])), tried, *cells)
     return table
 
 
@@ -119,8 +123,11 @@ def explanation_figure(explanation: Explanation) -> go.Figure:
     What cannot be told from 0 in either is grey.
 
     Raises:
-        ValueError: nothing can be told about one of the two.
+        StudyError: nothing can be told about one of the two.
     """
+    for explained in (explanation.importance.accuracy, explanation.importance.latency):
+        if explained.reason:
+            raise StudyError(explained.reason, "Search on, with more evaluations.")
     table = explanation.table
     heights = [540, 40 + 20 * len(table)]
     figure = make_subplots(
@@ -143,23 +150,25 @@ def explanation_figure(explanation: Explanation) -> go.Figure:
 
 
 def write_explanation(explanation: Explanation, path: Path) -> list[Path]:
-    """Write the figure as HTML, and the table as CSV beside it; return the files.
+    """Write the figure as HTML (`.html` is added to other names), the table as CSV beside it.
 
     Where only one of mAP and latency can be told about, there is no figure; where neither can,
-    nothing is written.
+    nothing is written. Returns the files.
 
     Raises:
         StorageError: they cannot be written.
     """
     if explanation.table.empty:
         return []
+    if path.suffix != ".html":  # it may be the name of the table
+        path = path.with_name(f"{path.name}.html")
     paths = [path.with_suffix(".csv")]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         explanation.table.to_csv(paths[0], index=False)
     except OSError as error:
         raise StorageError(f"{paths[0]} cannot be written: {error.strerror}.") from error
-    if explanation.importance.accuracy.choices and explanation.importance.latency.choices:
+    if not (explanation.importance.accuracy.reason or explanation.importance.latency.reason):
         write_figure(explanation_figure(explanation), path)
         paths.insert(0, path)
     return paths

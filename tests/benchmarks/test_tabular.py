@@ -15,6 +15,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 METHODS = (
     "autonac",
+    "autonac_budgets",
     "autonac_sampler",
     "random",
     "evolution",
@@ -62,7 +63,12 @@ def small(replay: Any) -> Any:
 def _methods(replay: Any) -> dict[str, Any]:
     catalog = replay.catalog
     found = [*catalog.baselines(2), *catalog.null_models(), *catalog.optuna_methods(2)]
-    found += [catalog.ours(2, 40), catalog.our_sampler(2, 40), catalog.optuna_gp(1, 8)]
+    found += [
+        catalog.ours(2, 40),
+        catalog.ours_for_budgets(2, 40),
+        catalog.our_sampler(2, 40),
+        catalog.optuna_gp(1, 8),
+    ]
     return {method.name: method for method in found}
 
 
@@ -246,6 +252,6 @@ def test_main__writes_figures_table_and_curves(
     assert table[0] == "| table, device | measure | ours | random | slowest first |"
     rows = table[: table.index("")]
     assert len({line.count("|") for line in rows}) == 1
-    assert len(rows) == 2 + 2 + 2
+    assert len(rows) == 2 + 2 + 1
     assert (tmp_path / "kept" / ".gitignore").read_text() == "*\n"
     assert "plotly" in (tmp_path / "tabular_regret.html").read_text()
