@@ -241,6 +241,7 @@ def next_commands(study: str, folder: Path, options: str) -> str:
         "Next:\n"
         f"  nas measure {folder}/model.onnx\n"
         f"  nas front --study {study}{options}\n"
+        f"  nas explain --study {study}{options}\n"
         f"  nas export --study {study} --trial N{options}\n"
         f"  nas dashboard{options}"
     )
