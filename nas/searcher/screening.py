@@ -37,11 +37,12 @@ def check_budget(setting: Setting, listener: Listener) -> None:
     share = f"{admitted} of {len(latencies)} {how} candidates ({admitted / len(latencies):.0%})"
     fastest, slowest = latencies[0], latencies[-1]
     if not admitted:
+        enough = fastest.high_ms if setting.oracle.measures else fastest.ms
         raise BudgetError(
             f"No candidate meets the budget of {budget}: the fastest of {len(latencies)} {how} "
             f"takes {fastest.ms:.3f} ms, {percent(fastest.level)} interval [{fastest.low_ms:.3f}, "
             f"{fastest.high_ms:.3f}].",
-            f"The smallest budget that would work is about {_rounded_up(fastest.high_ms)}.",
+            f"The smallest budget that would work is about {_rounded_up(enough)}.",
         )
     if admitted == len(latencies):
         median = latencies[len(latencies) // 2]
