@@ -115,7 +115,7 @@ def _methods(group: Group, asked: argparse.Namespace) -> tuple[Method, ...]:
     if named and not group.tasks[0].noise:
         found.append(our_sampler(min(10, seeds), most=60))
     if named and not (asked.no_gp or asked.quick):
-        found.append(optuna_gp(10, most=100))
+        found.append(optuna_gp(10, most=60))
     return tuple(method for method in found if re.search(asked.method, method.name))
 
 
