@@ -60,6 +60,7 @@ __all__ = [
     "delete_study",
     "open_storage",
     "open_study",
+    "quiet_optuna",
     "study_names",
 ]
 
@@ -308,7 +309,7 @@ def open_study(
     """
     _check_name(name)
     with ExitStack() as stack:
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet_optuna())
         try:
             stack.enter_context(exclusive(database.engine, f"study {name}", timeout_s=1))
         except LockedError as error:
@@ -383,7 +384,7 @@ def delete_study(database: Database, name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Optuna tells every study that it makes and every point that it skips."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -28,7 +28,7 @@ from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.searcher.result import candidate_of
 from nas.searcher.rewriting import retold, rewrite_study
-from nas.searcher.study import open_storage
+from nas.searcher.study import open_storage, quiet_optuna
 
 __all__ = ["Upgrade", "upgrade_study"]
 
@@ -161,7 +161,7 @@ def _correct(study: str, database: Database) -> None:
         row = row_of(trial)
         return _corrected(trial, row) if _differs(trial, row) else trial
 
-    with open_storage(database) as storage, translated(database.url):
+    with quiet_optuna(), open_storage(database) as storage, translated(database.url):
         trials = storage.get_all_trials(storage.get_study_id_from_name(study), deepcopy=False)
         if any(_differs(trial, row_of(trial)) for trial in trials):
             rewrite_study(storage, study, change)
