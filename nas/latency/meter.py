@@ -19,7 +19,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from nas.errors import InputError, MeasurementError, UnknownNameError
@@ -250,12 +249,7 @@ class LatencyMeter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _time(self, onnx: bytes, precision: str) -> Timing:

@@ -93,8 +93,7 @@ def _latency_title(scored: pd.DataFrame) -> str:
     """Say what the latencies are, and what their bars hold."""
     sources = sorted(set(scored["latency_source"].dropna()))
     return (
-        f"latency, ms, {', '.join(sources) or 'none'}, log scale "
-        f"(bars: {levels(sources)} interval)"
+        f"latency, ms, {', '.join(sources) or 'none'}, log scale (bars: {levels(sources)} interval)"
     )
 
 
