@@ -24,7 +24,7 @@ from .tables import Values
 
 OURS, OURS_FOR_BUDGETS = "autonac", "autonac_budgets"
 _COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 240)
-_SHOWN = 60  # curves are stored at every count up to here, then at every fifth
+_SHOWN = 20  # curves are stored at every count up to here, then at every fifth
 _COLOURS = {
     OURS: "#1a7f37",
     OURS_FOR_BUDGETS: "#116329",
@@ -110,20 +110,16 @@ def _method(group: Group, samples: Sequence[Sample], regret: Values) -> dict[str
     result["cpu_s_per_search"] = round(
         float(np.mean([run.cpu_s for sample in samples for run in sample.runs])), 3
     )
-    result["regret"] = _curve(regret, shown)
+    result["regret"] = _curve(regret, shown, "p90")
     if group.tasks[0].front:
-        result["hypervolume"] = _curve(volumes(group, samples), shown)
+        result["hypervolume"] = _curve(volumes(group, samples), shown, "p10")
     return result
 
 
-def _curve(values: Values, counts: Sequence[int]) -> dict[str, list[float]]:
+def _curve(values: Values, counts: Sequence[int], worse: str) -> dict[str, list[float]]:
     at = values[:, np.array(counts) - 1]
-    rows = {
-        "mean": at.mean(axis=0),
-        "median": np.median(at, axis=0),
-        "p10": np.quantile(at, 0.1, axis=0),
-        "p90": np.quantile(at, 0.9, axis=0),
-    }
+    tail = np.quantile(at, int(worse[1:]) / 100, axis=0)
+    rows = {"mean": at.mean(axis=0), "median": np.median(at, axis=0), worse: tail}
     kept = {name: [round(float(value), 4) for value in row] for name, row in rows.items()}
     return {"queries": list(counts), **kept}
 
