@@ -125,6 +125,9 @@ def _curve(values: Values, counts: Sequence[int], worse: str) -> dict[str, list[
 
 
 def _against(ours: Values, theirs: Values, judged: str) -> dict[str, float]:
+    """Compare with as many queries for both: what the one found with more does not count."""
+    length = min(ours.shape[1], theirs.shape[1])
+    ours, theirs = ours[:, :length], theirs[:, :length]
     if judged == "best":
         pairs = {"queries_until_near": [queries_until(part, 0.1) for part in (ours, theirs)]}
         pairs["queries_until_optimum"] = [queries_until(part, 0.0) for part in (ours, theirs)]
@@ -175,7 +178,8 @@ def searches(result: dict[str, Any]) -> str:
             if name not in NULL_MODELS and one["searches"] < most:
                 fewer[_TITLES.get(name, name)].add(one["searches"])
     words = [f"{name} {min(counts)} on some tables" for name, counts in fewer.items()]
-    return f"{most} searches each" + (f"; {', '.join(words)}." if words else ".")
+    limit = "`> n`: not reached within the n queries that a search had; p is of as many for both."
+    return f"{limit} {most} searches each" + (f"; {', '.join(words)}." if words else ".")
 
 
 def _rows(about: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:

@@ -206,6 +206,13 @@ def test_probability__tells_apart_what_differs(replay: Any) -> None:
     assert replay.scores.probability(few, few) > 0.9
 
 
+def test_p__is_of_as_many_queries_for_both(replay: Any) -> None:
+    ours = np.tile(np.linspace(1, 0, 10), (8, 1))  # finds the optimum with its tenth query
+    theirs = ours[:, :5]  # the same search, cut short
+    found = replay.report._against(ours, theirs, "best")
+    assert found == {"queries_until_near": 1.0, "queries_until_optimum": 1.0}
+
+
 def test_plan__goes_on_where_it_ended(replay: Any, voc: Any, tmp_path: Path) -> None:
     task = _budget(replay, voc, 0, 5)
     group, made = replay.runs.Group("a/b/c", (task,)), []
