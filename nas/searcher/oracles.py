@@ -149,7 +149,8 @@ def _usual(
     """Leave out what cannot be answered for; a GPU's usual precision replaces the processor's."""
     stated = space.precisions
     possible = [one for one in hardware.precisions if one in precisions]
-    if not named and hardware.kind != "cpu" and len(stated) == 1 and stated[0] != possible[0]:
+    one_of_the_processor = not named and hardware.kind != "cpu" and len(stated) == 1
+    if possible and one_of_the_processor and stated[0] != possible[0]:
         listener.say(
             f"The space is written in {stated[0]}; candidates for {hardware.name} are in "
             f"{possible[0]}. --precision chooses others.",
