@@ -40,7 +40,6 @@ from nas.searcher.importance import explain as run_explain
 from nas.searcher.importance_sample import Sample
 from nas.searcher.loop import search as run_search
 from nas.searcher.measuring import (
-    COCO_CLASSES,
     Measured,
     MeasureRequest,
     measure_network,
@@ -56,7 +55,7 @@ from nas.searcher.upgrade import Upgrade, upgrade_study
 from nas.space.space import Point
 from nas.space.subject import find_anchor, is_file, read_architecture
 from nas.space.ultralytics import to_ultralytics
-from nas.units import Budget
+from nas.units import COCO_CLASSES, Budget
 
 __all__ = [
     "Found",

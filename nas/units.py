@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from nas.errors import BudgetError
 
-__all__ = ["Budget", "format_ms", "percent"]
+__all__ = ["COCO_CLASSES", "Budget", "format_ms", "percent"]
+
+COCO_CLASSES = 80
+"""Of a network whose classes nothing else says: what published detectors are trained for."""
 
 _PATTERN = re.compile(r"(?P<value>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)(?P<unit>ms|us|µs)")
 _MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3}

@@ -9,7 +9,6 @@ import typer
 from rich.table import Table
 
 from nas.cli.options import (
-    COCO_CLASSES,
     WORKSPACE,
     ClassesOption,
     HardwareOption,
@@ -19,6 +18,7 @@ from nas.cli.options import (
     app,
     out,
 )
+from nas.units import COCO_CLASSES
 
 
 @app.command()

@@ -12,10 +12,11 @@ import typer
 from rich.markup import escape
 
 from nas.cli.options import (
-    COCO_CLASSES,
     WORKSPACE,
     ClassesOption,
     Data,
+    HardwareOption,
+    Network,
     Runtime,
     Storage,
     Subject,
@@ -24,6 +25,7 @@ from nas.cli.options import (
     err,
     out,
 )
+from nas.units import COCO_CLASSES
 
 if TYPE_CHECKING:
     from nas.searcher.request import Request
@@ -141,9 +143,7 @@ def _measure_study(request: Request) -> None:
 
 @app.command()
 def estimate(
-    subject: Annotated[
-        str, typer.Argument(help="model.onnx, architecture.yaml, a layer list, or space:anchor")
-    ],
+    subject: Network,
     hardware: Annotated[str, typer.Option(help="NVIDIA GPU or Jetson; it need not be here.")],
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
@@ -174,7 +174,7 @@ def train(
     iterations: Annotated[
         int | None, typer.Option(help="Training steps.", show_default="the recipe's")
     ] = None,
-    hardware: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
+    hardware: HardwareOption = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, data order and augmentation.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A small recipe.")] = False,
     workspace: WorkspaceOption = WORKSPACE,

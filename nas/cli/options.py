@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 __all__ = [
-    "COCO_CLASSES",
     "WORKSPACE",
     "ClassesOption",
     "Data",
@@ -38,7 +37,6 @@ out = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
 err = Console(stderr=True)
 
 WORKSPACE = Path("studies")
-COCO_CLASSES = 80
 
 Storage = Annotated[
     str | None, typer.Option(help="SQLAlchemy URL of the database.", show_default="SQLite")

@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 
 from nas.cli.options import (
-    COCO_CLASSES,
     WORKSPACE,
     ClassesOption,
     Data,
+    HardwareOption,
     Runtime,
     Storage,
     StudyName,
@@ -26,7 +26,7 @@ from nas.cli.options import (
     out,
     repeated,
 )
-from nas.units import Budget
+from nas.units import COCO_CLASSES, Budget
 
 _AUTO = "auto"
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -306,7 +306,7 @@ def ablate(
         int | None, typer.Option(help="Training steps.", show_default="the recipe's")
     ] = None,
     data: Data = None,
-    hardware: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
+    hardware: HardwareOption = "cpu",
     runtime: Runtime = None,
     precision: Annotated[
         str | None, typer.Option(help="Of the engines.", show_default="the space's")

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from nas.errors import InputError, UnknownNameError
 from nas.latency.environment import Environment
+from nas.latency.timing import Timing
 
 __all__ = ["ESTIMATED_LEVEL", "MEASURED_LEVEL", "Latency", "Source"]
 
@@ -58,6 +59,11 @@ class Latency:
     def level(self) -> float:
         """Confidence level of the interval."""
         return ESTIMATED_LEVEL if self.source == "estimated" else MEASURED_LEVEL
+
+    @classmethod
+    def measured(cls, timing: Timing, environment: Environment) -> Latency:
+        """Return what the clock found."""
+        return cls(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -218,9 +218,7 @@ class LatencyMeter:
         if known := self.find(precision, key):
             return known
         timing = self.time(onnx, precision)
-        latency = Latency(
-            timing.ms, timing.low_ms, timing.high_ms, "measured", self.environment(precision)
-        )
+        latency = Latency.measured(timing, self.environment(precision))
         self._store.add_latency(self._key(precision, key), latency, timing)
         return latency
 

@@ -5,8 +5,9 @@ interval lies on one side of the budget, so that a measurement would decide noth
 otherwise. What is measured teaches the predictor. Where the device is elsewhere, a latency table
 that was profiled on it answers; and where nothing was ever measured on it, its data sheet does.
 
-A prediction's interval is conformal: of candidates like the measured ones, it holds 95 %. So at
-most that share of the predicted decisions is wrong, and those that are lie near the budget.
+A prediction's interval is conformal: it holds 95 % of networks that are drawn like the measured
+ones. Those that a search proposes are not, so how many it really holds was measured, not proven
+(docs/LOG.md); wrong decisions lie near the budget.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from nas.latency.environment import Environment
 from nas.latency.estimator import PRECISION, Estimator
 from nas.latency.features import latency_features
 from nas.latency.hardware import Hardware
-from nas.latency.latency import Latency, Source
+from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL, Latency, Source
 from nas.latency.meter import LatencyMeter
 from nas.latency.parts import KnownParts
 from nas.latency.predictor import LEAST_SAMPLES, LatencyPredictor, Prediction
@@ -85,8 +86,11 @@ class LatencyOracle(ABC):
         precisions: what may be asked for.
     """
 
-    measures = False
+    measures: ClassVar[bool] = False
     """Whether the device is attached."""
+
+    level: ClassVar[float] = MEASURED_LEVEL
+    """Confidence level of the intervals of its answers."""
 
     def __init__(self, hardware: Hardware, precisions: Sequence[str]) -> None:
         self.hardware = hardware
@@ -163,7 +167,7 @@ class MeasuringOracle(LatencyOracle):
         InputError: a table belongs to another environment.
     """
 
-    measures = True
+    measures: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -176,12 +180,12 @@ class MeasuringOracle(LatencyOracle):
         super().__init__(meter.hardware, meter.precisions)
         self.meter = meter
         self._predicts = predicts
+        for precision, one in (table or {}).items():
+            one.require(self.environment(precision))
         self._samples = {
             one: _Samples.of((table or {}).get(one), (prior or {}).get(one))
             for one in self.precisions
         }
-        for precision, one in (table or {}).items():
-            one.require(self.environment(precision))
 
     @property
     def drift(self) -> dict[str, float]:
@@ -207,9 +211,7 @@ class MeasuringOracle(LatencyOracle):
     def confirm(self, network: Network, engine: bytes, precision: str) -> Latency:
         """Measure the engine's graph: neither reads nor writes what is known of the network."""
         del network
-        timing = self.meter.time(engine, precision)
-        environment = self.environment(precision)
-        return Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
+        return Latency.measured(self.meter.time(engine, precision), self.environment(precision))
 
     def close(self) -> None:
         """Free the engines of the reference network."""
@@ -258,6 +260,8 @@ class EstimatingOracle(LatencyOracle):
     Raises:
         InputError: the data sheet lacks a figure.
     """
+
+    level: ClassVar[float] = ESTIMATED_LEVEL
 
     def __init__(self, hardware: Hardware, estimator: Estimator | None = None) -> None:
         super().__init__(hardware, (PRECISION,))

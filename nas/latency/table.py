@@ -32,7 +32,7 @@ from nas.latency.predictor import LEAST_SAMPLES, LatencyPredictor
 from nas.space.architecture import Architecture
 from nas.space.record import Record
 
-__all__ = ["LatencyTable", "LeaveOneOutFigures", "Provenance", "TableRow"]
+__all__ = ["LatencyTable", "LeaveOneOutFigures", "Provenance", "TableRow", "load_tables"]
 
 _TIMES = ("ms", "low_ms", "high_ms")
 _COLUMNS = ("digest", *_TIMES, *FEATURES, "architecture")
@@ -250,6 +250,23 @@ class LatencyTable:
     @cached_property
     def _by_digest(self) -> dict[str, TableRow]:
         return {row.architecture.digest: row for row in self.rows}
+
+
+def load_tables(folder: Path, runtime: str) -> dict[str, LatencyTable]:
+    """Read all tables of a runtime in a folder, by precision.
+
+    Raises:
+        InputError: there is none, or one is not as `LatencyTable.load` wants it.
+    """
+    stems = [path.stem for path in sorted(folder.glob(_path(Path(), runtime, "*").name))]
+    if not stems:
+        raise InputError(
+            f"{folder} must hold latency tables of {runtime} ({runtime}-<precision>.csv), and has "
+            "none.",
+            "Name the folder that `nas profile` wrote, or profile with this runtime.",
+        )
+    precisions = [stem.removeprefix(f"{runtime}-") for stem in stems]
+    return {name: LatencyTable.load(folder, runtime, name) for name in precisions}
 
 
 def _path(folder: Path, runtime: str, precision: str) -> Path:

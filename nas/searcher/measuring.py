@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx as onnx_package
-
 from nas.accuracy.images import read_image
 from nas.errors import InputError
 from nas.latency.hardware import Hardware
@@ -14,17 +12,15 @@ from nas.latency.latency import Latency
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
 from nas.latency.onnx_export import load_onnx
-from nas.latency.onnx_graph import image_shape
+from nas.latency.onnx_graph import image_shape, parse_onnx
 from nas.latency.timing import ProtocolName, Timing
 from nas.searcher.end_to_end import EndToEnd
 from nas.searcher.latency_judge import untrained_onnx
 from nas.searcher.request import Workspace
 from nas.space.subject import is_file, read_architecture
+from nas.units import COCO_CLASSES
 
-__all__ = ["COCO_CLASSES", "MeasureRequest", "Measured", "measure_network", "network_graph"]
-
-COCO_CLASSES = 80
-"""Of an anchor, unless its user says otherwise: what published detectors are trained for."""
+__all__ = ["MeasureRequest", "Measured", "measure_network", "network_graph"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +83,7 @@ def measure_network(request: MeasureRequest) -> Measured:
     device = Hardware.named(request.hardware, request.workspace.hardware)
     runtime = runtime_for(device, request.runtime)
     onnx = network_graph(request.subject, request.batch)
-    model = onnx_package.load_model_from_string(onnx)
+    model = parse_onnx(onnx)
     around = None
     if request.image is not None:
         properties = {one.key: one.value for one in model.metadata_props}
@@ -104,8 +100,7 @@ def measure_network(request: MeasureRequest) -> Measured:
     ) as meter:
         timing = meter.time(onnx, request.precision)
         environment = meter.environment(request.precision)
-    latency = Latency(timing.ms, timing.low_ms, timing.high_ms, "measured", environment)
-    return Measured(latency, timing)
+    return Measured(Latency.measured(timing, environment), timing)
 
 
 def network_graph(subject: str, batch: int | None = None) -> bytes:
@@ -122,7 +117,7 @@ def network_graph(subject: str, batch: int | None = None) -> bytes:
     """
     if subject.endswith(".onnx"):
         onnx = load_onnx(Path(subject))
-        own, *_ = image_shape(onnx_package.load_model_from_string(onnx))
+        own, *_ = image_shape(parse_onnx(onnx))
         if batch not in {None, own}:
             raise InputError(
                 f"{subject} takes {own} images per run, not {batch}.",

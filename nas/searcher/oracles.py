@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from nas.errors import InputError, MeasurementError
 from nas.latency.hardware import Hardware
-from nas.latency.latency import ESTIMATED_LEVEL, MEASURED_LEVEL
 from nas.latency.measurable import runtime_for
 from nas.latency.meter import LatencyMeter
 from nas.latency.oracle import EstimatingOracle, LatencyOracle, MeasuringOracle, TableOracle
 from nas.latency.runtimes.base import Runtime
 from nas.latency.runtimes.literal import LiteralRuntime
-from nas.latency.table import LatencyTable
+from nas.latency.table import LatencyTable, load_tables
 from nas.searcher.database import Database
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
@@ -91,7 +89,7 @@ def _measuring(
             for name, one in tables.items()
             if name in space.precisions and one.environment == meter.environment(name)
         }
-    prior = _load(request.prior, runtime.name) if request.prior else {}
+    prior = load_tables(request.prior, runtime.name) if request.prior else {}
     return MeasuringOracle(
         meter, predicts=predicts, table=_within(tables, space), prior=_within(prior, space)
     )
@@ -113,10 +111,9 @@ def _elsewhere(
     else:
         oracle = _estimating(hardware, absence)
         how = f"ESTIMATED from the data sheet of {hardware.name}: nothing was measured on one"
-    held = percent(_level(oracle))
     listener.say(
-        f"{absence.message} Latencies are {how}. Their intervals hold {held}, and the budget is "
-        "not promised. Where the device is: nas measure --study NAME. To refuse this: "
+        f"{absence.message} Latencies are {how}, with {percent(oracle.level)} intervals, and the "
+        "budget is not promised. Where the device is: nas measure --study NAME. To refuse this: "
         "--latency measured.",
         warning=True,
     )
@@ -132,10 +129,6 @@ def _estimating(hardware: Hardware, absence: MeasurementError) -> EstimatingOrac
         raise MeasurementError(
             f"{absence.message} Nor can it be estimated. {error.message}", error.remedy
         ) from absence
-
-
-def _level(oracle: LatencyOracle) -> float:
-    return ESTIMATED_LEVEL if isinstance(oracle, EstimatingOracle) else MEASURED_LEVEL
 
 
 def _usual(
@@ -169,20 +162,7 @@ def _usual(
 def _tables(request: Request, hardware: Hardware, runtime: str) -> dict[str, LatencyTable]:
     """Read the tables that the user names, or those that the workspace has for the device."""
     folder = request.table or request.workspace.latency_tables / hardware.name
-    return _load(folder, runtime) if request.table or folder.is_dir() else {}
-
-
-def _load(folder: Path, runtime: str) -> dict[str, LatencyTable]:
-    """Read the tables of a runtime, by precision."""
-    stems = [path.stem for path in sorted(folder.glob(f"{runtime}-*.csv"))]
-    if not stems:
-        raise InputError(
-            f"{folder} must hold latency tables of {runtime} ({runtime}-<precision>.csv), and has "
-            "none.",
-            "Name the folder that `nas profile` wrote, or profile with this runtime.",
-        )
-    precisions = [stem.removeprefix(f"{runtime}-") for stem in stems]
-    return {name: LatencyTable.load(folder, runtime, name) for name in precisions}
+    return load_tables(folder, runtime) if request.table or folder.is_dir() else {}
 
 
 def _within(tables: _Tables, space: SearchSpace) -> dict[str, LatencyTable]:

@@ -30,11 +30,11 @@ from nas.searcher.request import Workspace
 from nas.searcher.setting import installed_versions
 from nas.space.architecture import Architecture, Candidate
 from nas.space.space import SearchSpace, load_space
+from nas.units import COCO_CLASSES
 
 __all__ = ["ProfileRequest", "profile_space"]
 
 _CANDIDATES = 4  # to choose from, for each network that is measured
-_CLASSES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ProfileRequest:
     candidates: int | None = None
     runtime: str | None = None
     precisions: tuple[str, ...] | None = None
-    classes: int = _CLASSES
+    classes: int = COCO_CLASSES
     output: Path | None = None
     storage: str | None = None
     workspace: Workspace = field(default_factory=Workspace)

@@ -19,13 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from nas.errors import EngineError, ExportError, MissingPackageError
 from nas.latency.half import to_half
 from nas.latency.onnx_graph import parse_onnx, quantized_operators
 from nas.latency.runtimes import cuda_device
-from nas.latency.runtimes.base import Engine, Images, Outputs, Runtime
+from nas.latency.runtimes.base import Engine, Images, Runtime
 from nas.latency.runtimes.saved import SavedEngine
 from nas.latency.runtimes.tensorrt_cache import default_folder
 
@@ -36,7 +34,7 @@ _REMEDY = (
 try:
     import onnxruntime
 
-    from nas.latency.runtimes.onnxruntime import new_session, session_options
+    from nas.latency.runtimes.onnxruntime import OnnxRuntimeEngine, new_session, session_options
 except ModuleNotFoundError as missing:
     raise MissingPackageError(
         "ONNX Runtime on a GPU needs the package 'onnxruntime-gpu', which is not installed.",
@@ -48,7 +46,7 @@ __all__ = ["CudaOnnxRuntime", "ProviderEngine", "TensorRtOnnxRuntime"]
 _NO_PROCESSOR = "session.disable_cpu_ep_fallback"
 
 
-class ProviderEngine(Engine):
+class ProviderEngine(OnnxRuntimeEngine):
     """A session with its input and outputs in the GPU's memory. Made by the runtimes below.
 
     Args:
@@ -67,11 +65,8 @@ class ProviderEngine(Engine):
         facts: Mapping[str, str],
         place: tuple[str, int],
     ) -> None:
-        super().__init__(input_shape)
-        self._session, self._onnx, self._facts, self._place = session, onnx, dict(facts), place
-        self._input_name = session.get_inputs()[0].name
-        self._output_names = [output.name for output in session.get_outputs()]
-        self._binding: Any = None
+        super().__init__(session, input_shape, onnx)
+        self._facts, self._place = dict(facts), place
 
     def _bind(self, images: Images) -> None:
         self._binding = self._session.io_binding()
@@ -90,21 +85,11 @@ class ProviderEngine(Engine):
                 "After such an error the process cannot use the device: start it again.",
             ) from error
 
-    def _outputs(self) -> Outputs:
-        values = self._binding.copy_outputs_to_cpu()
-        return {
-            name: np.array(value, np.float32)
-            for name, value in zip(self._output_names, values, strict=True)
-        }
-
     def _describe(self) -> dict[str, str]:
         return dict(self._facts)
 
     def _saved(self) -> tuple[bytes, Mapping[str, str]]:
         return self._onnx, {}
-
-    def _close(self) -> None:
-        self._binding = self._session = None
 
 
 class CudaOnnxRuntime(Runtime):
