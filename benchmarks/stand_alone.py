@@ -1,4 +1,4 @@
-"""What networks of the default space reach when each is trained on its own: references for rankings.
+"""What networks of the default space reach when each is trained on its own.
 
 Networks are drawn from the space, measured, and chosen evenly over the logarithm of their latency,
 the smallest and the largest among them. Each is trained from scratch on the embedded digits by the
@@ -29,7 +29,8 @@ from nas import plugins
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.accuracy.evaluate import Accuracy, evaluate
-from nas.accuracy.training import Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_detector
 from nas.latency.clock import Elapsed
 from nas.latency.hardware import Hardware
 from nas.latency.meter import LatencyMeter

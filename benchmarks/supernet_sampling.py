@@ -24,7 +24,8 @@ from rich.console import Console
 from nas.accuracy.dataset import Dataset, batches
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.accuracy.evaluate import evaluate
-from nas.accuracy.training import Recipe, train_supernet
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_supernet
 from nas.latency.clock import Elapsed
 from nas.model.detector import profile
 from nas.model.supernet import Supernet, recalibrate

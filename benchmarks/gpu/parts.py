@@ -30,7 +30,8 @@ from gpu.ladder import Row, Rung, deviations, digits, ladder, scenes, yolov8
 from gpu.runtimes import tensorrt_runtime
 from gpu.watch import ask
 from nas.accuracy.detections import detect_batch
-from nas.accuracy.training import Progress, Recipe, train_detector, train_supernet
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import Progress, train_detector, train_supernet
 from nas.latency.clock import Elapsed
 from nas.latency.detection import detect
 from nas.latency.onnx_export import export_graph, export_onnx

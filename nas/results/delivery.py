@@ -18,7 +18,8 @@ import pandas as pd
 
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
-from nas.accuracy.training import Progress, Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import Progress, train_detector
 from nas.errors import BudgetError
 from nas.latency.latency import Latency
 from nas.model.detector import Detector

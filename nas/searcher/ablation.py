@@ -20,7 +20,7 @@ import torch
 
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.formats import load_dataset
-from nas.accuracy.training import Recipe
+from nas.accuracy.recipe import Recipe
 from nas.errors import InputError, NasError, StudyError
 from nas.latency.hardware import Hardware
 from nas.latency.latency import Latency

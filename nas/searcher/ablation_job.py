@@ -23,7 +23,8 @@ from nas import plugins
 from nas.accuracy.bootstrap import resampled_map
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
-from nas.accuracy.training import Progress, Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import Progress, train_detector
 from nas.errors import EngineError, ExportError, NasError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nas.accuracy.formats import DIGITS
-from nas.accuracy.training import Recipe
+from nas.accuracy.recipe import Recipe
 from nas.errors import InputError, UnknownNameError
 from nas.searcher.bounds import Bounds
 from nas.searcher.connection import sqlite_url

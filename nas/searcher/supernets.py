@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nas.accuracy.dataset import Dataset
-from nas.accuracy.training import Progress, Recipe, train_supernet
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import Progress, train_supernet
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace

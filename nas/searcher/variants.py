@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from nas.accuracy.assigner import TaskAlignedAssigner
 from nas.accuracy.augment import Augmentation
 from nas.accuracy.loss import LossWeights
-from nas.accuracy.training import Recipe
+from nas.accuracy.recipe import Recipe
 from nas.errors import InputError, SpaceError, UnknownNameError
 from nas.space.architecture import Candidate, Precision, digest_of
 from nas.space.space import Label, Point, SearchSpace, load_space

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from nas.accuracy.dataset import Dataset, ResizedSplit
 from nas.accuracy.detections import detect_batch
 from nas.accuracy.evaluate import Predict, evaluate
-from nas.accuracy.training import Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_detector
 from nas.model.detector import Detector
 from nas.space.architecture import Architecture
 

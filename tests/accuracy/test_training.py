@@ -13,8 +13,9 @@ import torch
 from nas.accuracy import training
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.loss import LossParts
+from nas.accuracy.recipe import Recipe
 from nas.accuracy.sampling import Subnets
-from nas.accuracy.training import Progress, Recipe, train_detector, train_supernet
+from nas.accuracy.training import Progress, train_detector, train_supernet
 from nas.errors import InputError, StorageError, TrainingError
 from nas.model.detector import Detector
 from nas.model.supernet import Supernet

@@ -11,7 +11,8 @@ import pytest
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.detections import Detections, detect, match_detections
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
-from nas.accuracy.training import Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_detector
 from nas.latency.half import to_half
 from nas.latency.onnx_export import export_onnx
 from nas.latency.quantization import quantize

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
-from nas.accuracy.training import Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_detector
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.model.detector import Detector
 from nas.searcher.ablation_job import Job, run_jobs, train_and_score

@@ -14,7 +14,8 @@ from nas import plugins
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.accuracy.evaluate import Accuracy, Agreement
-from nas.accuracy.training import Recipe, train_detector
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_detector
 from nas.errors import EngineError, MissingPackageError
 from nas.latency.quantization import quantize
 from nas.latency.runtimes.openvino import OpenVinoRuntime

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.accuracy.training import Recipe
+from nas.accuracy.recipe import Recipe
 from nas.errors import InputError, SpaceError, UnknownNameError
 from nas.searcher.variants import Changes, changed_recipe, find_subject, plan, recipe_fields
 from nas.space.architecture import Architecture

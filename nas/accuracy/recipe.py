@@ -1,0 +1,105 @@
+"""How to train: a value that decides the weights, apart from the network and the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from nas.accuracy.loss import LossWeights
+from nas.accuracy.sampling import Rule
+from nas.errors import InputError
+from nas.space.architecture import digest_of
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything that decides the weights, apart from the network and the data.
+
+    Attributes:
+        iterations: steps, of one update each.
+        batch_size: images per step.
+        peak_lr: learning rate of AdamW after the warm-up.
+        final_lr: at the end of the cosine, as a share of the peak.
+        warmup: share of the iterations in which the learning rate rises.
+        weight_decay: of convolutions and projections; normalisation and biases have none.
+        clip: largest norm of the gradient.
+        ema_decay: of the averaged weights; see `WeightAverage`.
+        ema_ramp: share of the iterations over which that decay grows.
+        rule: which subnets a step trains; see `nas.accuracy.sampling`.
+        largest_only: share of the iterations, at the start, that train only the largest subnet.
+        zoom, shift, light, contrast, flip: see `Augmentation`.
+        loss: weights of its parts.
+        alpha, beta, topk: see `TaskAlignedAssigner`.
+        amp: `bf16`, `off`, or `auto`: bf16 where the hardware computes it natively.
+        checkpoint_every: iterations between checkpoints; it does not change the weights.
+        seed: of data order, subnets and augmentation.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    iterations: int = 1200
+    batch_size: int = 16
+    peak_lr: float = 0.01
+    final_lr: float = 0.02
+    warmup: float = 0.05
+    weight_decay: float = 0.02
+    clip: float = 10.0
+    ema_decay: float = 0.99
+    ema_ramp: float = 0.1
+    rule: Rule = "uniform"
+    largest_only: float = 0.25
+    zoom: float = 0.1
+    shift: float = 0.05
+    light: float = 0.1
+    contrast: float = 0.1
+    flip: bool = False
+    loss: LossWeights = field(default_factory=LossWeights)
+    alpha: float = 1.0
+    beta: float = 6.0
+    topk: int = 8
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.batch_size, self.checkpoint_every) < 1:
+            raise InputError(
+                f"Iterations, batch size and steps between checkpoints are at least 1, got {self}."
+            )
+        shares = (self.final_lr, self.warmup, self.largest_only, self.ema_decay)
+        if not all(0 <= share <= 1 for share in shares) or self.ema_decay == 1:
+            raise InputError(f"Shares of a recipe lie in 0..1, got {self}.")
+        if not (0 < self.peak_lr < 1 and self.clip > 0 and self.ema_ramp > 0):
+            raise InputError(f"Learning rate, clip and ramp are above 0, got {self}.")
+
+    @classmethod
+    def quick(cls) -> Self:
+        """A few seconds per network: enough to see every part work, not to compare networks."""
+        return cls(iterations=120, batch_size=8)
+
+    def fine_tuning(self) -> Self:
+        """A short further training of one detector that starts from trained weights."""
+        return dataclasses.replace(
+            self, iterations=max(self.iterations // 4, 20), peak_lr=0.4 * self.peak_lr
+        )
+
+    @property
+    def digest(self) -> str:
+        """Changes with anything that changes the weights."""
+        data = dataclasses.asdict(self)
+        del data["checkpoint_every"]
+        return digest_of(data)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to `final_lr * peak_lr`; steps from 0."""
+        rising = self.warmup * self.iterations
+        if step < rising:
+            return self.peak_lr * (step + 1) / (rising + 1)
+        done = (step - rising) / max(self.iterations - rising, 1)
+        cosine = (1 + math.cos(math.pi * done)) / 2
+        return self.peak_lr * (self.final_lr + (1 - self.final_lr) * cosine)
