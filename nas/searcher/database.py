@@ -47,8 +47,10 @@ from nas.searcher.tables import (
     FrontRow,
     LatencyRow,
     ReferenceRow,
+    ReportRow,
     Row,
     RunRow,
+    TrainingRow,
 )
 
 __all__ = ["Database", "State"]
@@ -408,7 +410,7 @@ class Database:
     def delete_study(self, study: str) -> None:
         """Forget what a study found and its runs; caches stay, as other studies use them."""
         with self._session() as session:
-            for table in (AblationRow, EvaluationRow, FrontRow, RunRow):
+            for table in (AblationRow, EvaluationRow, FrontRow, ReportRow, RunRow, TrainingRow):
                 session.execute(delete(table).where(table.study_name == study))
 
     # An ablation study: its trainings
@@ -439,6 +441,34 @@ class Database:
         with self._session() as session:
             rows = [tuple(row) for row in session.execute(query)]
         return pd.DataFrame(rows, columns=[column.name for column in ABLATION_COLUMNS])
+
+    # What a study is worth: networks trained for themselves, and reports about them
+
+    def add_training(self, study: str, **values: Any) -> None:
+        """Store what a training came to on a split; a second call replaces the first.
+
+        Args:
+            study: name of the study.
+            values: columns of `nas.searcher.tables.TrainingRow`.
+        """
+        row = {"study_name": study, **values}
+        keys = ["study_name", "purpose", "architecture", "precision"]
+        keys += ["start", "recipe", "seed", "split"]
+        self._upsert(TrainingRow, row, keys=keys, replace=row)
+
+    def trainings(self, study: str, purpose: str) -> list[TrainingRow]:
+        """Return the trainings of a study for a purpose, in the order in which they were stored."""
+        return [row for row in self._of_study(TrainingRow, study) if row.purpose == purpose]
+
+    def add_report(self, study: str, kind: str, content: Mapping[str, Any]) -> None:
+        """Store a report: plain values for JSON."""
+        with self._session() as session:
+            session.add(ReportRow(study_name=study, kind=kind, content=dict(content)))
+
+    def find_report(self, study: str, kind: str) -> dict[str, Any] | None:
+        """Return the latest report of a kind about a study."""
+        reports = [row for row in self._of_study(ReportRow, study) if row.kind == kind]
+        return reports[-1].content if reports else None
 
     # How it is done
 

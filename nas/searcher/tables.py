@@ -39,8 +39,10 @@ __all__ = [
     "FrontRow",
     "LatencyRow",
     "ReferenceRow",
+    "ReportRow",
     "Row",
     "RunRow",
+    "TrainingRow",
     "UtcDateTime",
 ]
 
@@ -250,6 +252,55 @@ class AblationRow(Row):
     environment: Mapped[str] = mapped_column(_DIGEST)
     iterations: Mapped[int]
     seconds: Mapped[float]
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class TrainingRow(Row):
+    """A network that was trained for itself, to see what a search score is worth: on one split.
+
+    `purpose` is what it was trained for, such as a landmark of `nas trust` or a confirmation;
+    `start` is where its weights came from. The recipe's digest does not hold its seed.
+    """
+
+    __tablename__ = "nas_trainings"
+    __table_args__ = (
+        UniqueConstraint(
+            *("study_name", "purpose", "architecture", "precision"),
+            *("start", "recipe", "seed", "split"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_name: Mapped[str] = mapped_column(_STUDY)
+    purpose: Mapped[str] = mapped_column(_NAME)
+    name: Mapped[str]  # for a person, such as "trial 12" or "most MACs that fits"
+    architecture: Mapped[str] = mapped_column(ForeignKey("nas_architectures.digest"))
+    precision: Mapped[str] = mapped_column(_NAME)
+    start: Mapped[str] = mapped_column(_NAME)
+    recipe: Mapped[str] = mapped_column(_DIGEST)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    split: Mapped[str] = mapped_column(_NAME)
+    map50_95: Mapped[float]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    map50: Mapped[float | None]
+    artifact: Mapped[str] = mapped_column(_NAME)
+    resampled: Mapped[list[Any]]  # mAP50-95 on each resample of the images; equal draws for all
+    iterations: Mapped[int]
+    seconds: Mapped[float]
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class ReportRow(Row):
+    """What a study was found to be worth, as JSON: the latest of a kind counts."""
+
+    __tablename__ = "nas_reports"
+    __table_args__ = (Index(None, "study_name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_name: Mapped[str] = mapped_column(_STUDY)
+    kind: Mapped[str] = mapped_column(_NAME)
+    content: Mapped[dict[str, Any]]
     created: Mapped[datetime] = mapped_column(default=_now)
 
 

@@ -568,3 +568,35 @@ def test_delete_study__keeps_the_caches_and_other_studies(database):
     assert len(database.evaluations("t")) == len(database.fronts("t")) == len(database.runs("t"))
     assert len(database.ablations("t")) == 1
     assert database.find_architecture(digest)
+
+
+def test_database__a_training_is_kept_once_and_the_latest_report_counts(database):
+    database.add_architecture("a" * 8, space="space", text="text")
+    values = {
+        "purpose": "landmark",
+        "name": "trial 3",
+        "architecture": "a" * 8,
+        "precision": "fp32",
+        "start": "scratch",
+        "recipe": "r",
+        "seed": 1,
+        "split": "validation",
+        "artifact": "engine",
+        "resampled": [0.5, 0.6],
+        "iterations": 20,
+        "seconds": 1.0,
+    }
+    database.add_training("s", **values, map50_95=0.4)
+    database.add_training("s", **values, map50_95=0.5)
+    database.add_training("s", **{**values, "split": "test"}, map50_95=0.3)
+    assert [(row.split, row.map50_95) for row in database.trainings("s", "landmark")] == [
+        ("validation", 0.5),
+        ("test", 0.3),
+    ]
+    assert database.trainings("s", "confirmation") == []
+    database.add_report("s", "trust", {"tau": 0.1})
+    database.add_report("s", "trust", {"tau": 0.2})
+    assert database.find_report("s", "trust") == {"tau": 0.2}
+    database.delete_study("s")
+    assert database.find_report("s", "trust") is None
+    assert database.trainings("s", "landmark") == []
