@@ -31,7 +31,7 @@ from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.setting import Setting, installed_versions
-from nas.searcher.supernets import supernet_digest, trained_supernet
+from nas.searcher.supernets import supernet_of, weights_of
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = ["Delivered", "deliver", "train_alone"]
@@ -141,12 +141,9 @@ class _Maker:
         self._listener = listener
         self._recipe = setting.request.recipe()
         self._bench = Bench(setting.dataset, setting.runtime, setting.oracle)
-        self._weights = supernet_digest(setting.space, setting.dataset, self._recipe)
-        supernet = trained_supernet(
-            setting.space, setting.dataset, self._recipe, setting.request.workspace, listener
-        )
+        supernet, weights = supernet_of(setting, listener), weights_of(setting)
         self._judge = AccuracyJudge(
-            supernet, self._weights, setting.dataset, setting.runtime, setting.database, listener
+            supernet, weights, setting.dataset, setting.runtime, setting.database, listener
         )
 
     def make(self, row: pd.Series) -> Bundle | None:
@@ -220,7 +217,7 @@ class _Maker:
                     candidate.precision,
                     accuracy,
                     data=self._dataset.digest,
-                    weights_digest=self._weights,
+                    weights_digest=self._judge.weights,
                 )
 
     def _provenance(self, trial: int) -> Provenance:

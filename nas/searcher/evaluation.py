@@ -38,6 +38,9 @@ class AccuracyJudge:
         runtime: builds the engines that are scored.
         database: keeps every result, so that no candidate is scored twice.
         listener: hears of engines that depart from their networks.
+
+    Attributes:
+        weights: which weights in engines of which runtime, for the database.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class AccuracyJudge:
         listener: Listener | None = None,
     ) -> None:
         self._supernet = supernet
-        self._weights_digest = weights_digest
+        # Engines of two runtimes round differently, so each has its own accuracies.
+        self.weights = f"{weights_digest}@{runtime.name}"
         self._dataset = dataset
         self._runtime = runtime
         self._database = database
@@ -63,17 +67,7 @@ class AccuracyJudge:
             ExportError: the network has no ONNX form.
             EngineError: see `score_engine`.
         """
-        stored = self._database.find_accuracy(
-            candidate.architecture.digest,
-            candidate.precision,
-            data=self._dataset.digest,
-            split="validation",
-            weights="inherited",
-            artifact=artifact_of(self._runtime),
-            weights_digest=self._weights_digest,
-        )
-        # Earlier versions stored accuracies of engines that nothing was compared with.
-        if stored is not None and stored[1].agreement is not None:
+        if stored := self.known(candidate):
             return stored
         elapsed = Elapsed()
         detector = self.detector(candidate.architecture)
@@ -88,10 +82,24 @@ class AccuracyJudge:
             candidate.precision,
             accuracy,
             data=self._dataset.digest,
-            weights_digest=self._weights_digest,
+            weights_digest=self.weights,
             seconds=elapsed.wall_s,
         )
         return row, accuracy
+
+    def known(self, candidate: Candidate) -> tuple[int, Accuracy] | None:
+        """Return what is stored about a candidate: its row and accuracy, if it was scored so."""
+        stored = self._database.find_accuracy(
+            candidate.architecture.digest,
+            candidate.precision,
+            data=self._dataset.digest,
+            split="validation",
+            weights="inherited",
+            artifact=artifact_of(self._runtime),
+            weights_digest=self.weights,
+        )
+        # Earlier versions stored accuracies of engines that nothing was compared with.
+        return stored if stored is not None and stored[1].agreement is not None else None
 
     def detector(self, architecture: Architecture) -> Detector:
         """Extract a candidate from the supernet and recalibrate its batch-norm statistics."""

@@ -31,7 +31,7 @@ from nas.searcher.sampler import AUTONAC
 from nas.searcher.screening import check_budget
 from nas.searcher.setting import Setting
 from nas.searcher.study import Proposal, Study, Told, open_study, study_names
-from nas.searcher.supernets import supernet_digest, trained_supernet
+from nas.searcher.supernets import supernet_of, weights_of
 from nas.space.architecture import Candidate
 from nas.space.space import Label
 from nas.units import Budget
@@ -59,8 +59,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         KeyboardInterrupt: the user stopped; likewise.
     """
     request = setting.request
-    recipe = request.recipe()
-    weights = supernet_digest(setting.space, setting.dataset, recipe)
+    weights = weights_of(setting)
     fingerprint = {
         "space": setting.space.digest,
         "data": setting.dataset.digest,
@@ -87,9 +86,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         check_budget(setting, listener)
         if request.workspace.supernet(weights).exists():
             listener.say("The supernet of this space, data and recipe is trained already.")
-        supernet = trained_supernet(
-            setting.space, setting.dataset, recipe, request.workspace, listener
-        )
+        supernet = supernet_of(setting, listener)
         judge = AccuracyJudge(
             supernet, weights, setting.dataset, setting.runtime, setting.database, listener
         )

@@ -16,7 +16,7 @@ from nas.searcher.connection import sqlite_url
 from nas.searcher.score import Score
 from nas.units import Budget
 
-__all__ = ["LatencyMode", "Request", "Workspace", "training_recipe"]
+__all__ = ["LatencyMode", "Parent", "Request", "Workspace", "training_recipe"]
 
 LatencyMode = Literal["auto", "measured"]
 """As sure as a decision needs, or measured on the device without exception."""
@@ -60,6 +60,19 @@ class Workspace:
         return self.root / study
 
 
+@dataclass(frozen=True)
+class Parent:
+    """Where a re-targeted study comes from.
+
+    Attributes:
+        study: whose candidates it begins with.
+        supernet: digest of the weights that both share.
+    """
+
+    study: str
+    supernet: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A search, as the command line or Python asks for it.
@@ -84,6 +97,7 @@ class Request:
         score: what orders the front.
         seed: of every random draw.
         quick: a small recipe and a small embedded data set, for trying out and for tests.
+        parent: the study that this one re-targets, if it does.
     """
 
     hardware: str = "cpu"
@@ -104,6 +118,7 @@ class Request:
     score: Score = field(default_factory=Score)
     seed: int = 0
     quick: bool = False
+    parent: Parent | None = None
 
     def __post_init__(self) -> None:
         if self.evaluations is not None and self.evaluations < 1:
@@ -146,6 +161,7 @@ class Request:
             "beta": self.score.beta,
             "seed": self.seed,
             "quick": self.quick,
+            "parent": dataclasses.asdict(self.parent) if self.parent else None,
         }
 
     @classmethod
@@ -155,6 +171,7 @@ class Request:
         """Return the request whose `arguments` were stored; later versions have more of them."""
         values = dict(arguments)
         named = {name: values.pop(name, None) for name in ("precisions", "table", "prior")}
+        parent = values.pop("parent", None)
         return cls(
             budget=Budget(values.pop("budget_ms")),
             bounds=Bounds(**values.pop("bounds", {})),
@@ -162,6 +179,7 @@ class Request:
             precisions=tuple(named["precisions"]) if named["precisions"] else None,
             table=Path(named["table"]) if named["table"] else None,
             prior=Path(named["prior"]) if named["prior"] else None,
+            parent=Parent(**parent) if parent else None,
             study=study,
             storage=storage,
             workspace=workspace,

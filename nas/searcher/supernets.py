@@ -1,24 +1,74 @@
-"""Trained supernets: one per space, data set and recipe, kept for every later search."""
+"""Trained supernets: one per space, data set and recipe, kept for every later search.
+
+A re-targeted study has its parent's, whatever precisions its own space is in: weights have none.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.training import Progress, train_supernet
+from nas.errors import StudyError
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
-from nas.searcher.request import Workspace
+from nas.searcher.request import Request, Workspace
+from nas.searcher.setting import Setting
 from nas.space.architecture import Architecture, digest_of
 from nas.space.space import SearchSpace
 
-__all__ = ["supernet_digest", "trained_supernet"]
+__all__ = ["require_inherited", "supernet_digest", "supernet_of", "trained_supernet", "weights_of"]
 
 
 def supernet_digest(space: SearchSpace, dataset: Dataset, recipe: Recipe) -> str:
     """Name the weights that training would give: they depend on nothing else."""
     return digest_of([space.digest, dataset.digest, recipe.digest])
+
+
+def weights_of(setting: Setting) -> str:
+    """Return the digest of the weights that a search scores candidates with."""
+    request = setting.request
+    if request.parent:
+        return request.parent.supernet
+    return supernet_digest(setting.space, setting.dataset, request.recipe())
+
+
+def supernet_of(setting: Setting, listener: Listener) -> Supernet:
+    """Load the supernet of a search, or train it; a re-targeted study never trains.
+
+    Raises:
+        StudyError: the supernet that was handed down is not there.
+        StorageError, TrainingError, KeyboardInterrupt: as `trained_supernet`.
+    """
+    request = setting.request
+    if request.parent:
+        return Supernet.load(require_inherited(request))
+    return trained_supernet(
+        setting.space, setting.dataset, request.recipe(), request.workspace, listener
+    )
+
+
+def require_inherited(request: Request) -> Path:
+    """Return where the supernet lies that a re-targeted study takes from its parent.
+
+    Raises:
+        StudyError: it is not there.
+    """
+    parent = request.parent
+    if parent is None:
+        raise StudyError(f"The study {request.study!r} has no parent.", "Search without one.")
+    path = request.workspace.supernet(parent.supernet)
+    if not path.exists():
+        raise StudyError(
+            f"Re-targeting trains nothing, so the supernet of {parent.study!r} must be in {path}, "
+            "and is not.",
+            f"Train it again with: nas search --resume --study {parent.study}. Or search afresh, "
+            "with another --study, or none.",
+        )
+    return path
 
 
 def trained_supernet(
