@@ -29,6 +29,7 @@ from nas.accuracy.training import train_supernet
 from nas.latency.clock import Elapsed
 from nas.model.detector import profile
 from nas.model.supernet import Supernet, recalibrate
+from nas.searcher.supernets import subnet_draws
 from nas.space.architecture import Architecture
 from nas.space.space import SearchSpace, load_space
 
@@ -87,14 +88,18 @@ def _step_seconds(space: SearchSpace, dataset: Dataset) -> dict[str, float]:
 def _train(space: SearchSpace, dataset: Dataset, recipe: Recipe) -> Supernet:
     classes = len(dataset.classes)
 
-    def sample(generator: np.random.Generator) -> Architecture:
-        return space.candidate(space.sample(generator), classes).architecture
-
     anchors = {
         name: space.candidate(point, classes).architecture for name, point in space.anchors.items()
     }
     supernet = Supernet(space.covering(classes), seed=recipe.seed)
-    train_supernet(supernet, sample, anchors["max"], dataset.train, recipe, smallest=anchors["min"])
+    train_supernet(
+        supernet,
+        subnet_draws(space, classes, recipe),
+        anchors["max"],
+        dataset.train,
+        recipe,
+        smallest=anchors["min"],
+    )
     return supernet
 
 

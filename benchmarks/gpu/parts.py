@@ -295,7 +295,7 @@ def _training_row(setup: Setup, pair: tuple[Architecture, ...], batch: int, amp:
         torch.cuda.reset_peak_memory_stats()
     with suppress(_EnoughError):
         train_supernet(
-            supernet, lambda rng: pair[rng.integers(2)], pair[1], split, recipe, progress=steps
+            supernet, lambda _, rng: pair[rng.integers(2)], pair[1], split, recipe, progress=steps
         )
     row: Row = {"batch": batch, "amp": amp, "steps": steps.done, "steps_per_s": steps.per_second}
     row["images_per_s"] = batch * steps.per_second

@@ -80,28 +80,49 @@ class DetectionLoss:
     weights: LossWeights = field(default_factory=LossWeights)
     assigner: TaskAlignedAssigner = field(default_factory=TaskAlignedAssigner)
 
-    def __call__(self, predictions: Predictions, objects: Objects) -> LossParts:
+    def __call__(
+        self,
+        predictions: Predictions,
+        objects: Objects,
+        assigned: tuple[Assignment, ...] | None = None,
+    ) -> LossParts:
         """Return the loss of a batch, computed in single precision.
 
         Args:
             predictions: of B images with A anchors.
             objects: of the same images.
+            assigned: what `assign` gave for these images; None assigns by `predictions`.
         """
-        parts = self._of(predictions, objects, self.assigner)
-        if predictions.one_to_one is None:
-            return parts
-        once = self._of(predictions.one_to_one, objects, replace(self.assigner, topk=1))
-        return LossParts(*(many + one for many, one in zip(parts, once, strict=True)))
+        assigned = assigned or self.assign(predictions, objects)
+        first, *rest = (
+            self._of(branch, objects, one)
+            for branch, one in zip(_branches(predictions), assigned, strict=True)
+        )
+        for other in rest:
+            first = LossParts(*(a + b for a, b in zip(first, other, strict=True)))
+        return first
 
-    def _of(
-        self, predictions: Predictions, objects: Objects, assigner: TaskAlignedAssigner
-    ) -> LossParts:
+    @torch.no_grad()
+    def assign(self, predictions: Predictions, objects: Objects) -> tuple[Assignment, ...]:
+        """Assign by what a network predicts, in single precision, for each set of predictions."""
+        return tuple(
+            assigner(
+                branch.logits.float().sigmoid(),
+                decode(branch._replace(bins=branch.bins.float())),
+                branch.anchors,
+                objects,
+            )
+            for branch, assigner in zip(
+                _branches(predictions),
+                (self.assigner, replace(self.assigner, topk=1)),
+                strict=False,
+            )
+        )
+
+    def _of(self, predictions: Predictions, objects: Objects, assignment: Assignment) -> LossParts:
         logits, bins = predictions.logits.float(), predictions.bins.float()
         predictions = predictions._replace(logits=logits, bins=bins)
         boxes = decode(predictions)
-        assignment = assigner(
-            logits.detach().sigmoid(), boxes.detach(), predictions.anchors, objects
-        )
         count = objects.present.sum().clamp(1).to(logits.dtype)
         normaliser = torch.maximum(assignment.quality.sum(), count)
         labels, targets = _wanted(assignment, objects)
@@ -158,6 +179,12 @@ def distribution_focal(bins: Tensor, distances: Tensor) -> Tensor:
     near = log.gather(-1, index).squeeze(-1)
     far = log.gather(-1, index + 1).squeeze(-1)
     return -((1 - above) * near + above * far).mean(-1)
+
+
+def _branches(predictions: Predictions) -> tuple[Predictions, ...]:
+    """List the sets of predictions: what several anchors say, and what one says of each object."""
+    once = predictions.one_to_one
+    return (predictions,) if once is None else (predictions, once)
 
 
 def _wanted(assignment: Assignment, objects: Objects) -> tuple[Tensor, Tensor]:

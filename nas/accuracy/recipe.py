@@ -31,6 +31,13 @@ class Recipe:
         ema_ramp: share of the iterations over which that decay grows.
         rule: which subnets a step trains; see `nas.accuracy.sampling`.
         largest_only: share of the iterations, at the start, that train only the largest subnet.
+        fair: let every block type come equally often; see `Draws`.
+        strata: buckets of cost that come equally often; see `Draws`. 0 leaves it to chance.
+        in_place: what learning from the largest subnet of the step counts, beside the objects; see
+            `nas.accuracy.distillation`. 0 for none.
+        in_place_from: share of the iterations before which nothing is learnt from it: a network
+            that knows nothing yet teaches nothing.
+        shared_assignment: let the largest subnet of a step choose the anchors for all.
         zoom, shift, light, contrast, flip: see `Augmentation`.
         loss: weights of its parts.
         alpha, beta, topk: see `TaskAlignedAssigner`.
@@ -53,6 +60,11 @@ class Recipe:
     ema_ramp: float = 0.1
     rule: Rule = "uniform"
     largest_only: float = 0.25
+    fair: bool = False
+    strata: int = 0
+    in_place: float = 0.0
+    in_place_from: float = 0.5
+    shared_assignment: bool = False
     zoom: float = 0.1
     shift: float = 0.05
     light: float = 0.1
@@ -71,11 +83,23 @@ class Recipe:
             raise InputError(
                 f"Iterations, batch size and steps between checkpoints are at least 1, got {self}."
             )
-        shares = (self.final_lr, self.warmup, self.largest_only, self.ema_decay)
+        shares = (
+            *(self.final_lr, self.warmup, self.largest_only),
+            *(self.ema_decay, self.in_place_from),
+        )
         if not all(0 <= share <= 1 for share in shares) or self.ema_decay == 1:
             raise InputError(f"Shares of a recipe lie in 0..1, got {self}.")
         if not (0 < self.peak_lr < 1 and self.clip > 0 and self.ema_ramp > 0):
             raise InputError(f"Learning rate, clip and ramp are above 0, got {self}.")
+        if not (0 <= self.in_place < math.inf and self.strata >= 0):
+            raise InputError(f"The weight `in_place` and `strata` are at least 0, got {self}.")
+        if self.rule == "uniform" and (self.in_place or self.shared_assignment):
+            raise InputError(
+                "With one subnet a step there is no largest one to learn from, got the rule "
+                f"'uniform', in_place={self.in_place} and "
+                f"shared_assignment={self.shared_assignment}.",
+                "Set the rule to 'sandwich', or leave both out.",
+            )
 
     @classmethod
     def quick(cls) -> Self:
@@ -94,6 +118,10 @@ class Recipe:
         data = dataclasses.asdict(self)
         del data["checkpoint_every"]
         return digest_of(data)
+
+    def teaching(self, step: int) -> float:
+        """Return what in-place distillation counts in a step, from 0."""
+        return self.in_place if step >= self.in_place_from * self.iterations else 0.0
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to `final_lr * peak_lr`; steps from 0."""

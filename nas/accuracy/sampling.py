@@ -7,7 +7,10 @@ ECCV 2020): three times the cost of a step for one update, which short schedules
 train the largest subnet alone, at one input size: classes only begin to be told apart when the same
 network sees them step after step, and it lifts the weights that all others share.
 
-All subnets of a step share its input size.
+How the random subnet is drawn is a rule of its own, `Draws`. Independent chance leaves some of
+what a space offers behind in a short schedule: blocks of a type that came up rarely are
+undertrained and look worse than they are. All subnets of a step share its input size, and
+everything is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -22,13 +25,22 @@ import numpy as np
 
 from nas.errors import InputError
 from nas.space.architecture import Architecture
+from nas.space.attention import AttentionPoints
+from nas.space.references import Description, flatten
+from nas.space.space import Point, SearchSpace
 
-__all__ = ["Rule", "Sample", "Subnets"]
+__all__ = ["Cost", "Draws", "Rule", "Sample", "Subnets"]
 
 _DRAWS = 101  # of input sizes, to find their median
+_LANDMARKS = 64  # draws between whose costs the buckets lie
+_TRIES = 6  # to hit a bucket; each costs a few milliseconds, where costs are MACs
 
 Rule = Literal["uniform", "sandwich"]
-Sample = Callable[[np.random.Generator], Architecture]
+Sample = Callable[[int, np.random.Generator], Architecture]
+"""Draws the subnet of a step, its input size included."""
+
+Cost = Callable[[Architecture], float]
+"""What running a network costs, above 0, in any unit: MACs, or ms on some device."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,13 @@ class Subnets:
             )
 
     def __call__(self, step: int, generator: np.random.Generator) -> tuple[Architecture, ...]:
-        """Return the subnets of a step, counted from 0; all have one input size."""
+        """Return the subnets of a step, counted from 0; all have one input size.
+
+        If there are several, the largest comes first.
+        """
         if step < self.warmup:
             return (self._first,)
-        drawn = self.sample(generator)
+        drawn = self.sample(step, generator)
         if self.smallest is None or self.rule == "uniform":
             return (drawn,)
         return (
@@ -74,5 +89,124 @@ class Subnets:
     @cached_property
     def _first(self) -> Architecture:
         generator = np.random.default_rng(0)
-        sizes = [self.sample(generator).input for _ in range(_DRAWS)]
+        sizes = [self.sample(draw, generator).input for draw in range(_DRAWS)]
         return self.largest.at_input(sorted(sizes, key=math.prod)[_DRAWS // 2])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws random subnets of a space, one a step.
+
+    Args:
+        space: whose points are drawn.
+        classes: of the data set.
+        seed: of the order in which options and buckets come.
+        fair: let every option of a choice of operators (block types, kinds of convolution or neck)
+            come equally often in as many steps as it has options, in random order (strict
+            fairness, Chu et al., FairNAS, ICCV 2021); and see that half of the draws
+            have attention, whose gates start at zero and learn only when drawn.
+        strata: buckets of cost, equally wide in its logarithm, that come equally often; the subnet
+            is drawn within (Wang et al., AttentiveNAS, CVPR 2021, by FLOPs). Chance alone seldom
+            draws the cheapest and the dearest. 0 leaves it to chance.
+        cost: what the buckets are of.
+
+    Raises:
+        InputError: strata below 0, or without a cost.
+    """
+
+    space: SearchSpace
+    classes: int
+    seed: int = 0
+    fair: bool = False
+    strata: int = 0
+    cost: Cost | None = None
+
+    def __post_init__(self) -> None:
+        if self.strata < 0 or (self.strata and self.cost is None):
+            raise InputError(
+                f"Strata are 0 or more, and of a cost, got {self.strata} of {self.cost}."
+            )
+
+    def __call__(self, step: int, generator: np.random.Generator) -> Architecture:
+        """Draw the subnet of a step, counted from 0."""
+        fixed = {
+            name: self.space.choices[name][self._turn(step, len(self.space.choices[name]), place)]
+            for place, name in enumerate(self._operators)
+        }
+        tries = _TRIES if self.fair or self.strata else 1
+        best, least = None, (math.inf, math.inf)
+        for _ in range(tries):
+            drawn = self._built({**self.space.sample(generator), **fixed})
+            miss = self._without_attention(step, drawn), self._off_bucket(step, drawn)
+            if best is None or miss < least:
+                best, least = drawn, miss
+            if not any(least):
+                break
+        assert best is not None
+        return best
+
+    def _turn(self, step: int, options: int, place: int) -> int:
+        """Return which option is on: a random order of all of them, then another, and so on."""
+        block, position = divmod(step, options)
+        order = np.random.default_rng([self.seed, place, block]).permutation(options)
+        return int(order[position])
+
+    def _built(self, point: Point) -> Architecture:
+        return self.space.candidate(point, self.classes).architecture
+
+    def _without_attention(self, step: int, drawn: Architecture) -> float:
+        """Count as wrong that every other draw has no attention, if the space offers any."""
+        wanted = self.fair and self._offers_attention and step % 2 == 0
+        return float(wanted and drawn.attention == AttentionPoints())
+
+    def _off_bucket(self, step: int, drawn: Architecture) -> float:
+        """Return how far the logarithm of the cost lies outside of the bucket that is on."""
+        if not self.strata or self.cost is None:
+            return 0.0
+        bucket = self._turn(step, self.strata, len(self.space.choices))
+        low, high = self._edges[bucket], self._edges[bucket + 1]
+        cost = min(max(math.log(self.cost(drawn)), self._edges[0]), self._edges[-1])
+        return max(low - cost, cost - high, 0.0)
+
+    @cached_property
+    def _edges(self) -> tuple[float, ...]:
+        assert self.cost is not None
+        generator = np.random.default_rng(self.seed)
+        points = [self.space.sample(generator) for _ in range(_LANDMARKS)]
+        costs = [math.log(self.cost(self._built(point))) for point in points]
+        return tuple(np.linspace(min(costs), max(costs), self.strata + 1).tolist())
+
+    @cached_property
+    def _operators(self) -> tuple[str, ...]:
+        """The choices that change a word of the architecture, outside of its attention."""
+        if not self.fair:
+            return ()
+        return tuple(
+            name
+            for name in self.space.choices
+            if any(
+                isinstance(value, str) and path[0] != "attention"
+                for path, value in self._changes(name).items()
+            )
+        )
+
+    @cached_property
+    def _offers_attention(self) -> bool:
+        return any(
+            path[0] == "attention" for name in self.space.choices for path in self._changes(name)
+        )
+
+    def _changes(self, name: str) -> Description:
+        """Return the fields of the architecture that the options of a choice make differ."""
+        beside = self.space.revealing(name)
+        described = [
+            flatten(self._built({**beside, name: label}).model_dump(mode="json"))
+            for label in self.space.choices[name]
+        ]
+        first, *others = described
+        return {
+            path: value
+            for other in others
+            for path, value in (first | other).items()
+            if first.get(path) != other.get(path)
+        }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from nas.accuracy.assigner import Objects
+from nas.accuracy.assigner import Assignment, Objects
+from nas.accuracy.distillation import detached, distillation
 from nas.accuracy.loss import DetectionLoss, LossParts
 from nas.model.detector import Predictions
 from nas.space.architecture import Architecture
@@ -35,6 +37,8 @@ class Step:
         bf16: run convolutions in bfloat16.
         perturb: what to do with the images of every subnet first.
         terms: further parts of the loss.
+        shared_assignment: let the first subnet choose the anchors for all. The others then learn
+            from targets that do not move with their own mistakes, and the step assigns once.
     """
 
     criterion: DetectionLoss
@@ -42,6 +46,7 @@ class Step:
     bf16: bool
     perturb: Perturb | None = None
     terms: tuple[Term, ...] = ()
+    shared_assignment: bool = False
 
     def gradients(
         self,
@@ -49,30 +54,63 @@ class Step:
         images: Tensor,
         objects: Objects,
         forward: Forward,
+        in_place: float = 0.0,
     ) -> dict[str, float]:
-        """Add up the gradients of all subnets of a step; return the mean parts of their losses."""
+        """Add up the gradients of all subnets of a step; return the mean parts of their losses.
+
+        Args:
+            architectures: the largest first: it teaches the others.
+            images: (B, 3, H, W), float 0..1.
+            objects: of the images.
+            forward: runs a subnet.
+            in_place: what the others' distillation from the first counts; 0 for none.
+        """
         share = 1 / len(architectures)
         sums = dict.fromkeys(LossParts._fields, 0.0)
+        teacher: _Found | None = None
         for architecture in architectures:
-            parts = self._loss(architecture, images, objects, forward)
-            total = torch.stack(list(parts.values())).sum() * share
+            found = self._found(partial(forward, architecture), images, objects, teacher)
+            losses = found.losses
+            if teacher is None:
+                teacher = replace(found, predictions=detached(found.predictions))
+            elif in_place:
+                taught = distillation(found.predictions, teacher.predictions, objects)
+                losses = losses | {name: in_place * part for name, part in taught.items()}
+            total = torch.stack(list(losses.values())).sum() * share
             total.backward()  # type: ignore[no-untyped-call]
-            for name, part in parts.items():
+            for name, part in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(part.detach()) * share
         return sums
 
-    def _loss(
-        self, architecture: Architecture, images: Tensor, objects: Objects, forward: Forward
-    ) -> dict[str, Tensor]:
-        def hard(images: Tensor) -> tuple[Predictions, LossParts]:
+    def _found(
+        self,
+        network: Callable[[Tensor], Predictions],
+        images: Tensor,
+        objects: Objects,
+        teacher: _Found | None,
+    ) -> _Found:
+        def run(images: Tensor) -> tuple[Predictions, tuple[Assignment, ...], LossParts]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                predictions = forward(architecture, images)
-            return predictions, self.criterion(predictions, objects)
+                predictions = network(images)
+            if teacher is not None and self.shared_assignment:
+                assigned = teacher.assigned
+            else:
+                assigned = self.criterion.assign(predictions, objects)
+            return predictions, assigned, self.criterion(predictions, objects, assigned)
 
         if self.perturb is not None:
-            images = self.perturb(images, lambda changed: hard(changed)[1].total)
-        predictions, parts = hard(images)
+            images = self.perturb(images, lambda changed: run(changed)[-1].total)
+        predictions, assigned, parts = run(images)
         losses = dict(parts._asdict())
         for term in self.terms:
             losses |= term(images, predictions, objects)
-        return losses
+        return _Found(predictions, assigned, losses)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a subnet said, which anchors were chosen by it, and what that costs."""
+
+    predictions: Predictions
+    assigned: tuple[Assignment, ...]
+    losses: dict[str, Tensor]

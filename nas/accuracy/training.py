@@ -99,7 +99,7 @@ def train_supernet(
 
     Args:
         supernet: covers every architecture that `sample` draws.
-        sample: draws an architecture from a generator.
+        sample: draws the random subnet of a step.
         largest: see `Subnets`.
         split: what to learn from.
         recipe: how.
@@ -168,7 +168,12 @@ class _Run:
         self.average = WeightAverage(network, recipe.ema_decay, ramp)
         self.counters = Counters()
         assigner = TaskAlignedAssigner(recipe.alpha, recipe.beta, recipe.topk)
-        self.step = Step(DetectionLoss(recipe.loss, assigner), self.device, self.bf16)
+        self.step = Step(
+            DetectionLoss(recipe.loss, assigner),
+            self.device,
+            self.bf16,
+            shared_assignment=recipe.shared_assignment,
+        )
         self.augment = Augmentation(
             recipe.zoom, recipe.shift, recipe.light, recipe.contrast, recipe.flip
         )
@@ -192,7 +197,9 @@ class _Run:
                 architectures = subnets(step, generator)
                 images, objects = self._batch(step, architectures[0].input, generator)
                 self.optimizer.zero_grad(set_to_none=True)
-                parts = self.step.gradients(architectures, images, objects, forward)
+                parts = self.step.gradients(
+                    architectures, images, objects, forward, recipe.teaching(step)
+                )
                 consistent = False
                 parts = self._update(step, parts)
                 consistent = True

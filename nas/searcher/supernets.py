@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.sampling import Draws
 from nas.accuracy.training import Progress, train_supernet
 from nas.errors import StudyError
+from nas.model.detector import profile
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request, Workspace
 from nas.searcher.setting import Setting
-from nas.space.architecture import Architecture, digest_of
+from nas.space.architecture import digest_of
 from nas.space.space import SearchSpace
 
-__all__ = ["require_inherited", "supernet_digest", "supernet_of", "trained_supernet", "weights_of"]
+__all__ = [
+    "require_inherited",
+    "subnet_draws",
+    "supernet_digest",
+    "supernet_of",
+    "trained_supernet",
+    "weights_of",
+]
 
 
 def supernet_digest(space: SearchSpace, dataset: Dataset, recipe: Recipe) -> str:
@@ -71,6 +78,22 @@ def require_inherited(request: Request) -> Path:
     return path
 
 
+def subnet_draws(space: SearchSpace, classes: int, recipe: Recipe) -> Draws:
+    """Return how a recipe draws subnets; what its strata are of is MACs.
+
+    The supernet serves every device, so it is trained for none: MACs, unlike a latency, are the
+    same everywhere.
+    """
+    return Draws(
+        space,
+        classes,
+        seed=recipe.seed,
+        fair=recipe.fair,
+        strata=recipe.strata,
+        cost=lambda architecture: profile(architecture).macs,
+    )
+
+
 def trained_supernet(
     space: SearchSpace, dataset: Dataset, recipe: Recipe, workspace: Workspace, listener: Listener
 ) -> Supernet:
@@ -87,9 +110,6 @@ def trained_supernet(
     path.parent.mkdir(parents=True, exist_ok=True)
     classes = len(dataset.classes)
 
-    def sample(generator: np.random.Generator) -> Architecture:
-        return space.candidate(space.sample(generator), classes).architecture
-
     def hear(progress: Progress) -> None:
         listener.advance(progress.iteration, f"loss {progress.loss:.2f}")
 
@@ -98,7 +118,7 @@ def trained_supernet(
     checkpoint = path.with_suffix(".checkpoint")
     train_supernet(
         supernet,
-        sample,
+        subnet_draws(space, classes, recipe),
         space.candidate(space.anchors["max"], classes).architecture,
         dataset.train,
         recipe,

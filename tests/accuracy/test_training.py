@@ -52,7 +52,7 @@ LARGEST, SMALLEST = _architecture(8), _architecture(4)
 TINY = Recipe(iterations=6, batch_size=2, checkpoint_every=2)
 
 
-def _sample(generator: np.random.Generator) -> Architecture:
+def _sample(_: int, generator: np.random.Generator) -> Architecture:
     return _architecture(int(generator.choice([4, 8])), int(generator.choice([32, 64])))
 
 
@@ -101,6 +101,17 @@ def test_train_supernet__repeats_itself(run: Run, rule: str) -> None:
     recipe = dataclasses.replace(TINY, rule=rule, largest_only=0.3)
     assert _same(run(recipe), run(recipe))
     assert not _same(run(recipe), run(dataclasses.replace(recipe, seed=1)))
+
+
+def test_train_supernet__in_place_teaching_starts_when_the_recipe_says(run: Run) -> None:
+    recipe = dataclasses.replace(
+        TINY, rule="sandwich", largest_only=0, in_place=1.0, in_place_from=0.5
+    )
+    parts: list[dict[str, float]] = []
+    taught = run(recipe, progress=lambda p: parts.append(p.parts))
+    assert [("taught_boxes" in one) for one in parts] == [False] * 3 + [True] * 3
+    assert not _same(taught, run(dataclasses.replace(recipe, in_place=0.0)))
+    assert not _same(taught, run(dataclasses.replace(recipe, shared_assignment=True)))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
@@ -249,7 +260,7 @@ def test_subnets__of_a_step(rule: Any, step: int, expected: int) -> None:
 
 def test_subnets__warm_up_at_the_median_input() -> None:
     sizes = iter([32] * 30 + [64] * 40 + [96] * 31)
-    subnets = Subnets("uniform", lambda _: _architecture(4, next(sizes)), LARGEST, warmup=9)
+    subnets = Subnets("uniform", lambda *_: _architecture(4, next(sizes)), LARGEST, warmup=9)
     for step in range(9):
         assert subnets(step, np.random.default_rng(step)) == (_architecture(8, 64),)
 
@@ -288,8 +299,13 @@ def test_recipe__digest_names_what_decides_the_weights() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"iterations": 0}, {"batch_size": 0}, {"peak_lr": 0.0}, {"ema_decay": 1.0}, {"warmup": 1.5}],
+    [
+        *({"in_place": 1.0}, {"shared_assignment": True}, {"strata": -1}),
+        {"in_place": -1.0, "rule": "sandwich"},
+        *({"iterations": 0}, {"batch_size": 0}, {"peak_lr": 0.0}),
+        *({"ema_decay": 1.0}, {"warmup": 1.5}),
+    ],
 )
-def test_recipe__senseless_values(options: dict[str, float]) -> None:
+def test_recipe__senseless_values(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Recipe(**options)  # type: ignore[arg-type]
+        Recipe(**options)
