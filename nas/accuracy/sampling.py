@@ -16,7 +16,7 @@ everything is a function of (seed, step).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -25,9 +25,8 @@ import numpy as np
 
 from nas.errors import InputError
 from nas.space.architecture import Architecture
-from nas.space.attention import AttentionPoints
-from nas.space.references import Description, flatten
-from nas.space.space import Point, SearchSpace
+from nas.space.references import flatten
+from nas.space.space import Label, Point, SearchSpace
 
 __all__ = ["Cost", "Draws", "Rule", "Sample", "Subnets"]
 
@@ -101,10 +100,11 @@ class Draws:
         space: whose points are drawn.
         classes: of the data set.
         seed: of the order in which options and buckets come.
-        fair: let every option of a choice of operators (block types, kinds of convolution or neck)
-            come equally often in as many steps as it has options, in random order (strict
-            fairness, Chu et al., FairNAS, ICCV 2021); and see that half of the draws
-            have attention, whose gates start at zero and learn only when drawn.
+        fair: let the operators among which a choice decides come equally often, in random order:
+            block types, kinds of convolution or neck (strict fairness, Chu et al., FairNAS, ICCV
+            2021); and networks with and without the attention that a choice inserts, however many
+            sizes of it there are. Its gates start at zero and learn only when drawn, and the
+            weights around it learn to do without it only when it is not.
         strata: buckets of cost, equally wide in its logarithm, that come equally often; the subnet
             is drawn within (Wang et al., AttentiveNAS, CVPR 2021, by FLOPs). Chance alone seldom
             draws the cheapest and the dearest. 0 leaves it to chance.
@@ -129,21 +129,18 @@ class Draws:
 
     def __call__(self, step: int, generator: np.random.Generator) -> Architecture:
         """Draw the subnet of a step, counted from 0."""
-        fixed = {
-            name: self.space.choices[name][self._turn(step, len(self.space.choices[name]), place)]
-            for place, name in enumerate(self._operators)
-        }
-        tries = _TRIES if self.fair or self.strata else 1
-        best, least = None, (math.inf, math.inf)
+        fixed = {}
+        for place, (name, groups) in enumerate(self._operators.items()):
+            group = groups[self._turn(step, len(groups), place)]
+            fixed[name] = group[int(generator.integers(len(group)))]
+        tries = _TRIES if self.strata else 1
+        found = []
         for _ in range(tries):
             drawn = self._built({**self.space.sample(generator), **fixed})
-            miss = self._without_attention(step, drawn), self._off_bucket(step, drawn)
-            if best is None or miss < least:
-                best, least = drawn, miss
-            if not any(least):
+            found.append((self._off_bucket(step, drawn), drawn))
+            if not found[-1][0]:
                 break
-        assert best is not None
-        return best
+        return min(found, key=lambda one: one[0])[1]
 
     def _turn(self, step: int, options: int, place: int) -> int:
         """Return which option is on: a random order of all of them, then another, and so on."""
@@ -154,16 +151,11 @@ class Draws:
     def _built(self, point: Point) -> Architecture:
         return self.space.candidate(point, self.classes).architecture
 
-    def _without_attention(self, step: int, drawn: Architecture) -> float:
-        """Count as wrong that every other draw has no attention, if the space offers any."""
-        wanted = self.fair and self._offers_attention and step % 2 == 0
-        return float(wanted and drawn.attention == AttentionPoints())
-
     def _off_bucket(self, step: int, drawn: Architecture) -> float:
         """Return how far the logarithm of the cost lies outside of the bucket that is on."""
         if not self.strata or self.cost is None:
             return 0.0
-        bucket = self._turn(step, self.strata, len(self.space.choices))
+        bucket = self._turn(step, self.strata, len(self._operators))
         low, high = self._edges[bucket], self._edges[bucket + 1]
         cost = min(max(math.log(self.cost(drawn)), self._edges[0]), self._edges[-1])
         return max(low - cost, cost - high, 0.0)
@@ -177,36 +169,24 @@ class Draws:
         return tuple(np.linspace(min(costs), max(costs), self.strata + 1).tolist())
 
     @cached_property
-    def _operators(self) -> tuple[str, ...]:
-        """The choices that change a word of the architecture, outside of its attention."""
+    def _operators(self) -> Mapping[str, tuple[tuple[Label, ...], ...]]:
+        """Group the labels of each choice of operators, by the operator that they stand for."""
         if not self.fair:
-            return ()
-        return tuple(
-            name
-            for name in self.space.choices
-            if any(
-                isinstance(value, str) and path[0] != "attention"
-                for path, value in self._changes(name).items()
-            )
-        )
+            return {}
+        grouped = {name: self._grouped(name) for name in self.space.choices}
+        return {name: groups for name, groups in grouped.items() if len(groups) > 1}
 
-    @cached_property
-    def _offers_attention(self) -> bool:
-        return any(
-            path[0] == "attention" for name in self.space.choices for path in self._changes(name)
-        )
-
-    def _changes(self, name: str) -> Description:
-        """Return the fields of the architecture that the options of a choice make differ."""
+    def _grouped(self, name: str) -> tuple[tuple[Label, ...], ...]:
         beside = self.space.revealing(name)
-        described = [
-            flatten(self._built({**beside, name: label}).model_dump(mode="json"))
-            for label in self.space.choices[name]
-        ]
-        first, *others = described
-        return {
-            path: value
-            for other in others
-            for path, value in (first | other).items()
-            if first.get(path) != other.get(path)
-        }
+        groups: dict[Hashable, list[Label]] = {}
+        for label in self.space.choices[name]:
+            operator = _operator(self._built({**beside, name: label}))
+            groups.setdefault(operator, []).append(label)
+        return tuple(tuple(group) for group in groups.values())
+
+
+def _operator(architecture: Architecture) -> Hashable:
+    """Return the words of an architecture, and where it has attention; no sizes."""
+    described = flatten(architecture.model_dump(mode="json", exclude={"attention"}))
+    words = tuple(item for item in described.items() if isinstance(item[1], str))
+    return words, tuple(architecture.attention.model_dump(exclude_none=True))
