@@ -55,7 +55,13 @@ class Augmentation:
             raise InputError(f"Amounts of augmentation lie in 0..0.9, got {self}.")
 
     def __call__(
-        self, images: Tensor, annotations: Sequence[Annotations], generator: np.random.Generator
+        self,
+        images: Tensor,
+        annotations: Sequence[Annotations],
+        generator: np.random.Generator,
+        *,
+        count: int | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, list[Annotations]]:
         """Change a batch.
 
@@ -63,16 +69,23 @@ class Augmentation:
             images: (B, 3, H, W) uint8.
             annotations: the objects of each image, in pixels.
             generator: draws the changes; the same number of draws whatever they turn out to be.
+            count: images of the whole batch, of which these may be a part: they are changed as in
+                it. None if they are the whole.
+            first: place of the first of these images in it.
 
         Returns:
             Images (B, 3, H, W) float32 in 0..1, and the objects that are still visible.
         """
-        count, (height, width) = len(images), images.shape[2:]
-        scales, shifts = self._draw_affine(count, generator)
+        height, width = images.shape[2:]
+        whole = count or len(images)
+        part = slice(first, first + len(images))
+        scales, shifts = (drawn[part] for drawn in self._draw_affine(whole, generator))
+        contrast, light = self._draw_light(whole, generator)[:, part]
         changed = images.float().div_(255)
         if self.zoom or self.shift or self.flip:
             changed = _warp(changed, scales, shifts)
-        self._relight(changed, generator)
+        if self.light or self.contrast:
+            _relight(changed, contrast, light)
         size = np.array([width, height], np.float32)
         moved = [
             _moved(each, scale, shift * size, size)
@@ -90,16 +103,18 @@ class Augmentation:
         scales[mirrored, 0] *= -1
         return scales.astype(np.float32), ((1 - scales) / 2 + move).astype(np.float32)
 
-    def _relight(self, images: Tensor, generator: np.random.Generator) -> None:
-        """Scale the differences to each image's mean, then the brightness, in place."""
+    def _draw_light(self, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+        """Draw the factors of contrast and brightness, (2, count)."""
         spans = np.array([[self.contrast], [self.light]])
-        contrast, light = generator.uniform(1 - spans, 1 + spans, (2, len(images)))
-        if not (self.light or self.contrast):
-            return
-        gain = torch.from_numpy((contrast * light).astype(np.float32))[:, None, None, None]
-        offset = torch.from_numpy(((1 - contrast) * light).astype(np.float32))[:, None, None, None]
-        means = images.mean((1, 2, 3), keepdim=True)
-        images.mul_(gain).add_(offset * means).clamp_(0, 1)
+        return generator.uniform(1 - spans, 1 + spans, (2, count))
+
+
+def _relight(images: Tensor, contrast: NDArray[np.float64], light: NDArray[np.float64]) -> None:
+    """Scale the differences to each image's mean, then the brightness, in place."""
+    gain = torch.from_numpy((contrast * light).astype(np.float32))[:, None, None, None]
+    offset = torch.from_numpy(((1 - contrast) * light).astype(np.float32))[:, None, None, None]
+    means = images.mean((1, 2, 3), keepdim=True)
+    images.mul_(gain).add_(offset * means).clamp_(0, 1)
 
 
 def _warp(images: Tensor, scales: _Floats, shifts: _Floats) -> Tensor:

@@ -1,7 +1,8 @@
 """The state of a training between two steps, in one safetensors file, whole or not at all.
 
 Data order, subnets and augmentation are functions of (seed, step), so no generator has a state to
-keep: weights, their average, the optimiser's moments and a few counters are everything.
+keep: weights, their average, the optimiser's moments, the multiplier of fp16 losses and a few
+counters are everything.
 """
 
 from __future__ import annotations
@@ -33,12 +34,19 @@ class Counters:
         skipped: steps without an update, because loss or gradient were not finite.
         in_a_row: of those, the last ones without a good step between.
         rollbacks: how often training went back to the averaged weights.
+        overflows: steps without an update, because fp16 losses were multiplied by too much.
     """
 
     iteration: int = 0
     skipped: int = 0
     in_a_row: int = 0
     rollbacks: int = 0
+    overflows: int = 0
+
+    @property
+    def updates(self) -> int:
+        """Steps that moved the weights."""
+        return self.iteration - self.skipped - self.overflows
 
 
 def save_checkpoint(
@@ -48,6 +56,7 @@ def save_checkpoint(
     network: nn.Module,
     average: WeightAverage,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> None:
     """Write the state of a training.
 
@@ -58,6 +67,7 @@ def save_checkpoint(
         network: with the weights as trained.
         average: of its weights.
         optimizer: its moments.
+        scaler: of fp16 losses.
 
     Raises:
         StorageError: the file cannot be written.
@@ -66,7 +76,12 @@ def save_checkpoint(
     tensors |= {f"average/{name}": tensor for name, tensor in average.tensors.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items()}
-    metadata = {"format": _FORMAT, "identity": identity, "counters": json.dumps(asdict(counters))}
+    metadata = {
+        "format": _FORMAT,
+        "identity": identity,
+        "counters": json.dumps(asdict(counters)),
+        "scaler": json.dumps(scaler.state_dict()),
+    }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     write_atomically(path, lambda file: file.write(content))
 
@@ -78,6 +93,7 @@ def load_checkpoint(
     network: nn.Module,
     average: WeightAverage,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> Counters:
     """Restore what `save_checkpoint` wrote, in place, and return the counters.
 
@@ -103,6 +119,8 @@ def load_checkpoint(
     restored = optimizer.state_dict()
     restored["state"] = _moments(_under("optimizer/", tensors))
     optimizer.load_state_dict(restored)
+    if scaler.is_enabled():
+        scaler.load_state_dict(json.loads(metadata["scaler"]))
     return Counters(**json.loads(metadata["counters"]))
 
 

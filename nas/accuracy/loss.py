@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas.accuracy.assigner import Assignment, Objects, TaskAlignedAssigner
+from nas.accuracy.distributed import ALONE, Processes
 from nas.errors import InputError
 from nas.model.detector import Predictions, decode
 
@@ -75,10 +76,12 @@ class DetectionLoss:
     Args:
         weights: of the parts.
         assigner: chooses the anchors; of predictions that find each object once, the best alone.
+        processes: that hold the parts of one batch: they divide by the means of their divisors.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
     assigner: TaskAlignedAssigner = field(default_factory=TaskAlignedAssigner)
+    processes: Processes = ALONE
 
     def __call__(
         self,
@@ -123,10 +126,9 @@ class DetectionLoss:
         logits, bins = predictions.logits.float(), predictions.bins.float()
         predictions = predictions._replace(logits=logits, bins=bins)
         boxes = decode(predictions)
-        count = objects.present.sum().clamp(1).to(logits.dtype)
-        normaliser = torch.maximum(assignment.quality.sum(), count)
         labels, targets = _wanted(assignment, objects)
         found = assignment.foreground
+        normaliser, assigned = self._divisors(assignment, objects)
         quality = assignment.quality[found]
         image, anchor = found.nonzero(as_tuple=True)
         scores = torch.zeros_like(logits)
@@ -140,8 +142,15 @@ class DetectionLoss:
             self.weights.classification * classification / normaliser,
             self.weights.box * ((1 - overlap) * quality).sum() / normaliser,
             self.weights.distribution * (focal * quality).sum() / normaliser,
-            self.weights.identity * identity / max(len(labels), 1),
+            self.weights.identity * identity / assigned,
         )
+
+    def _divisors(self, assignment: Assignment, objects: Objects) -> tuple[Tensor, Tensor]:
+        """Return the sum of target scores, at least the number of objects, and of anchors."""
+        sums = (assignment.quality.sum(), objects.present.sum(), assignment.foreground.sum())
+        quality, count, assigned = self.processes.mean(torch.stack([one.float() for one in sums]))
+        least = 1 / self.processes.count
+        return torch.maximum(quality, count).clamp(least), assigned.clamp(least)
 
 
 def complete_iou(first: Tensor, second: Tensor) -> Tensor:

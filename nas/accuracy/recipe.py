@@ -41,7 +41,12 @@ class Recipe:
         zoom, shift, light, contrast, flip: see `Augmentation`.
         loss: weights of its parts.
         alpha, beta, topk: see `TaskAlignedAssigner`.
-        amp: `bf16`, `off`, or `auto`: bf16 where the hardware computes it natively.
+        amp: `bf16`, `fp16` with multiplied losses, `off`, or `auto`: bf16 where the hardware
+            computes it natively, else fp16 on a GPU, else off.
+        accumulate: parts that a batch is computed in, one after the other, to save memory. The
+            loss is that of the whole batch; normalisation sees one part.
+        recompute: keep only what enters a backbone stage, and compute the rest again on the way
+            back: time for memory.
         checkpoint_every: iterations between checkpoints; it does not change the weights.
         seed: of data order, subnets and augmentation.
 
@@ -74,14 +79,18 @@ class Recipe:
     alpha: float = 1.0
     beta: float = 6.0
     topk: int = 8
-    amp: Literal["auto", "bf16", "off"] = "auto"
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    accumulate: int = 1
+    recompute: bool = False
     checkpoint_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.batch_size, self.checkpoint_every) < 1:
+        counts = (self.iterations, self.batch_size, self.accumulate, self.checkpoint_every)
+        if min(counts) < 1:
             raise InputError(
-                f"Iterations, batch size and steps between checkpoints are at least 1, got {self}."
+                "Iterations, batch size, its parts and steps between checkpoints are at least 1, "
+                f"got {self}."
             )
         shares = (
             *(self.final_lr, self.warmup, self.largest_only),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,17 @@ from nas.accuracy.loss import DetectionLoss, LossParts
 from nas.model.detector import Predictions
 from nas.space.architecture import Architecture
 
-__all__ = ["Forward", "Perturb", "Step", "Term"]
+__all__ = ["Forward", "Perturb", "Precision", "Step", "Term"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""In which convolutions run."""
+
+
+def _as_it_is(loss: Tensor) -> Tensor:
+    return loss
+
+
+_REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Forward = Callable[[Architecture, Tensor], Predictions]
 """Runs a subnet on images (B, 3, H, W), float 0..1."""
@@ -34,7 +45,8 @@ class Step:
     Args:
         criterion: of predictions and objects, in single precision.
         device: where the network is.
-        bf16: run convolutions in bfloat16.
+        precision: in which convolutions run.
+        scale: multiplies a loss before its backward pass, for gradients in half precision.
         perturb: what to do with the images of every subnet first.
         terms: further parts of the loss.
         shared_assignment: let the first subnet choose the anchors for all. The others then learn
@@ -43,10 +55,11 @@ class Step:
 
     criterion: DetectionLoss
     device: torch.device
-    bf16: bool
+    precision: Precision
     perturb: Perturb | None = None
     terms: tuple[Term, ...] = ()
     shared_assignment: bool = False
+    scale: Callable[[Tensor], Tensor] = _as_it_is
 
     def gradients(
         self,
@@ -77,7 +90,7 @@ class Step:
                 taught = distillation(found.predictions, teacher.predictions, objects)
                 losses = losses | {name: in_place * part for name, part in taught.items()}
             total = torch.stack(list(losses.values())).sum() * share
-            total.backward()  # type: ignore[no-untyped-call]
+            self.scale(total).backward()  # type: ignore[no-untyped-call]
             for name, part in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(part.detach()) * share
         return sums
@@ -90,7 +103,8 @@ class Step:
         teacher: _Found | None,
     ) -> _Found:
         def run(images: Tensor) -> tuple[Predictions, tuple[Assignment, ...], LossParts]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            reduced = _REDUCED.get(self.precision)
+            with torch.autocast(self.device.type, reduced, enabled=reduced is not None):
                 predictions = network(images)
             if teacher is not None and self.shared_assignment:
                 assigned = teacher.assigned

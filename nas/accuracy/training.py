@@ -8,18 +8,21 @@ Design choices:
 - What is delivered is the moving average of the weights, not the last weights.
 - No running statistics are kept while training: whoever wants to run the network recalibrates them
   on its own weights, and an image that breaks a step leaves no trace.
-- bfloat16 where the processor multiplies it natively; assignment and losses are single precision.
+- Half precision where the hardware multiplies it natively; assignment and losses are in single
+  precision.
+- A process that is killed loses what it did since the last checkpoint. Steps are counted here and
+  time is not, so the caller says when one is due.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,20 +32,20 @@ from nas.accuracy.assigner import Objects, TaskAlignedAssigner
 from nas.accuracy.augment import Augmentation
 from nas.accuracy.checkpoint import Counters, load_checkpoint, save_checkpoint
 from nas.accuracy.dataset import BatchSampler, Split, batches
-from nas.accuracy.ema import WeightAverage
+from nas.accuracy.distributed import ALONE, Processes
 from nas.accuracy.loss import DetectionLoss
+from nas.accuracy.memory import in_parts, recomputing
+from nas.accuracy.optimization import Optimization
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.sampling import Sample, Subnets
-from nas.accuracy.step import Forward, Step
-from nas.errors import TrainingError
+from nas.accuracy.step import Forward, Precision, Step
+from nas.errors import InputError
 from nas.model.detector import Detector
 from nas.model.supernet import Supernet, recalibrate
 from nas.space.architecture import Architecture, digest_of
 
 __all__ = ["Progress", "TrainingResult", "train_detector", "train_supernet"]
 
-_BAD_STEPS = 5  # in a row, before training goes back to the averaged weights
-_ROLLBACKS = 3
 _CALIBRATION_BATCHES = 16
 _COLLECT_EVERY = 25  # steps
 
@@ -56,12 +59,14 @@ class Progress:
         total: steps in all.
         loss: of the step; nan if it was skipped.
         parts: of the loss, by name.
+        note: what a person should know of the step, as a sentence; mostly nothing.
     """
 
     iteration: int
     total: int
     loss: float
     parts: dict[str, float]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,20 @@ class TrainingResult:
         loss: mean over the last tenth of the schedule, as far as this run did it; nan if it did
             nothing of it.
         precision: in which convolutions ran.
+        overflows: steps without an update, because fp16 losses were multiplied by too much.
+        rollbacks: returns to the averaged weights, each of which halved the learning rate.
     """
 
     iterations: int
     resumed_from: int
     skipped: int
     loss: float
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
+    overflows: int = 0
+    rollbacks: int = 0
 
 
-def train_supernet(
+def train_supernet(  # noqa: PLR0913 - what is trained, on what, how, and who hears of it
     supernet: Supernet,
     sample: Sample,
     largest: Architecture,
@@ -94,6 +103,8 @@ def train_supernet(
     smallest: Architecture | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
+    due: Callable[[], bool] | None = None,
+    processes: Processes = ALONE,
 ) -> TrainingResult:
     """Train shared weights, in place.
 
@@ -107,19 +118,22 @@ def train_supernet(
         progress: called after each step; may raise KeyboardInterrupt to stop.
         checkpoint: written regularly and when interrupted, read at the start if it exists; it is
             left there at the end, for the caller to delete once the weights are saved.
+        due: asked after each step whether a checkpoint is due, beside those of the recipe.
+        processes: that train it together, each of them by this call, on networks that are equal.
 
     Raises:
-        TrainingError: loss or gradient do not stay finite.
+        TrainingError: loss or gradient do not stay finite, or another process has ended.
         StorageError: the checkpoint cannot be written, or belongs to another training.
-        InputError: the rule needs a smallest subnet.
+        InputError: the rule needs a smallest subnet, or the batch has fewer images than processes.
     """
     warmup = round(recipe.largest_only * recipe.iterations)
     subnets = Subnets(recipe.rule, sample, largest, smallest, warmup)
-    run = _Run(supernet, split, recipe, digest_of(["supernet", supernet.digest]), checkpoint)
+    identity = digest_of(["supernet", supernet.digest])
+    run = _Run(supernet, split, recipe, identity, _Saving(checkpoint, due), processes)
     was_training = supernet.training
     supernet.train()
     try:
-        with _rare_collections():
+        with _rare_collections(), recomputing(supernet, recompute=recipe.recompute):
             return run.train(subnets, lambda one, images: supernet(images, one), progress)
     finally:
         supernet.train(was_training)
@@ -132,6 +146,8 @@ def train_detector(
     *,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
+    due: Callable[[], bool] | None = None,
+    processes: Processes = ALONE,
 ) -> TrainingResult:
     """Train one detector, in place, and fill its running statistics.
 
@@ -139,11 +155,15 @@ def train_detector(
     """
     architecture = detector.architecture
     identity = digest_of(["detector", architecture.digest])
-    run = _Run(detector, split, recipe, identity, checkpoint)
+    run = _Run(detector, split, recipe, identity, _Saving(checkpoint, due), processes)
     was_training = detector.training
     detector.train()
     try:
-        with _rare_collections(), _batch_statistics(detector):
+        with (
+            _rare_collections(),
+            _batch_statistics(detector),
+            recomputing(detector.backbone, recompute=recipe.recompute),
+        ):
             result = run.train(
                 lambda *_: (architecture,), lambda _, images: detector(images), progress
             )
@@ -153,25 +173,46 @@ def train_detector(
     return result
 
 
+@dataclass(frozen=True)
+class _Saving:
+    """Where checkpoints are written, and who says when; None for nowhere, and for nobody."""
+
+    path: Path | None
+    due: Callable[[], bool] | None
+
+
 class _Run:
     """One training: its state, and the loop."""
 
     def __init__(
-        self, network: nn.Module, split: Split, recipe: Recipe, identity: str, path: Path | None
+        self,
+        network: nn.Module,
+        split: Split,
+        recipe: Recipe,
+        identity: str,
+        saving: _Saving,
+        processes: Processes,
     ) -> None:
-        self.network, self.split, self.recipe, self.path = network, split, recipe, path
+        if recipe.batch_size < processes.count:
+            raise InputError(
+                f"A batch of {recipe.batch_size} images has none for some of {processes.count} "
+                "processes.",
+                "Start fewer processes, or train with larger batches.",
+            )
+        self.network, self.split, self.recipe, self.saving = network, split, recipe, saving
+        self.processes = processes
         self.identity = digest_of([identity, recipe.digest, split.digest])
         self.device = next(network.parameters()).device
-        self.bf16 = recipe.amp == "bf16" or (recipe.amp == "auto" and _native_bf16(self.device))
-        self.optimizer = _optimizer(network, recipe)
-        ramp = max(recipe.ema_ramp * recipe.iterations, 1.0)
-        self.average = WeightAverage(network, recipe.ema_decay, ramp)
-        self.counters = Counters()
+        self.precision = _precision(recipe, self.device)
+        self.optimization = Optimization(
+            network, recipe, scaled=self.precision == "fp16", processes=processes
+        )
         assigner = TaskAlignedAssigner(recipe.alpha, recipe.beta, recipe.topk)
         self.step = Step(
-            DetectionLoss(recipe.loss, assigner),
+            DetectionLoss(recipe.loss, assigner, processes),
             self.device,
-            self.bf16,
+            self.precision,
+            scale=self.optimization.scaler.scale,
             shared_assignment=recipe.shared_assignment,
         )
         self.augment = Augmentation(
@@ -186,9 +227,9 @@ class _Run:
         progress: Callable[[Progress], None] | None,
     ) -> TrainingResult:
         """Run all steps that are left; the network ends with the averaged weights."""
-        recipe = self.recipe
-        self._resume()
-        start, losses, consistent = self.counters.iteration, [], True
+        recipe, counters = self.recipe, self._resume()
+        start, losses, consistent = counters.iteration, [], True
+        forward = in_parts(forward, recipe.accumulate)
         try:
             for step in range(start, recipe.iterations):
                 if step % _COLLECT_EVERY == 0:
@@ -196,96 +237,93 @@ class _Run:
                 generator = np.random.default_rng([recipe.seed, step])
                 architectures = subnets(step, generator)
                 images, objects = self._batch(step, architectures[0].input, generator)
-                self.optimizer.zero_grad(set_to_none=True)
+                self.network.zero_grad(set_to_none=True)
                 parts = self.step.gradients(
                     architectures, images, objects, forward, recipe.teaching(step)
                 )
                 consistent = False
-                parts = self._update(step, parts)
+                parts, note = self._update(step, parts)
                 consistent = True
                 losses.append(sum(parts.values()))
-                if self.counters.iteration % recipe.checkpoint_every == 0:
+                if counters.iteration % recipe.checkpoint_every == 0 or self._due():
                     self._save()
                 if progress:
-                    progress(Progress(step + 1, recipe.iterations, losses[-1], parts))
+                    progress(Progress(step + 1, recipe.iterations, losses[-1], parts, note))
         except KeyboardInterrupt:
             if consistent:  # else the state is between two steps: the last checkpoint holds
                 self._save()
             raise
         self._save()
-        self.average.apply(self.network)
+        self.optimization.average.apply(self.network)
         last = [loss for loss in losses[-max(recipe.iterations // 10, 1) :] if math.isfinite(loss)]
         return TrainingResult(
-            iterations=self.counters.iteration,
+            iterations=counters.iteration,
             resumed_from=start,
-            skipped=self.counters.skipped,
+            skipped=counters.skipped,
             loss=float(np.mean(last)) if last else math.nan,
-            precision="bf16" if self.bf16 else "fp32",
+            precision=self.precision,
+            overflows=counters.overflows,
+            rollbacks=counters.rollbacks,
         )
 
     def _batch(
         self, step: int, size: tuple[int, int], generator: np.random.Generator
     ) -> tuple[Tensor, Objects]:
-        images, annotations = self.split.resized(*size).batch(self.order(step))
-        changed, annotations = self.augment(images, annotations, generator)
+        indices = self.order(step)
+        part = self.processes.part(len(indices))
+        images, annotations = self.split.resized(*size).batch(indices[part])
+        changed, annotations = self.augment(
+            images, annotations, generator, count=len(indices), first=part.start
+        )
         objects = Objects(*(tensor.to(self.device) for tensor in Objects.of(annotations)))
         # Channels last saves convolutions a tenth of their time on CPUs, and lets GPUs use theirs.
         changed = changed.to(self.device, memory_format=torch.channels_last)
         return changed, objects
 
-    def _update(self, step: int, parts: dict[str, float]) -> dict[str, float]:
-        """Take the step, or skip it if anything is not finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(step)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        counters = self.counters
-        counters.iteration = step + 1
-        if math.isfinite(sum(parts.values())) and math.isfinite(float(norm)):
-            self.optimizer.step()
-            counters.in_a_row = 0
-            self.average.update(self.network, counters.iteration - counters.skipped)
-            return parts
-        counters.skipped += 1
-        counters.in_a_row += 1
-        if counters.in_a_row >= _BAD_STEPS:
-            self._roll_back()
-        return dict.fromkeys(parts, math.nan)
+    def _update(self, step: int, parts: dict[str, float]) -> tuple[dict[str, float], str]:
+        """Take the step, or leave it out; return the parts of the loss, and what to say of it."""
+        means = self.processes.mean(torch.tensor(list(parts.values()), dtype=torch.float64))
+        parts = dict(zip(parts, means.tolist(), strict=True))
+        counters = self.optimization.counters
+        before = counters.updates
+        note = self.optimization.update(step, sum(parts.values()))
+        return (parts if counters.updates > before else dict.fromkeys(parts, math.nan)), note
 
-    def _roll_back(self) -> None:
-        """Continue from the averaged weights, which only good steps have touched."""
-        counters = self.counters
-        counters.in_a_row = 0
-        counters.rollbacks += 1
-        if counters.rollbacks > _ROLLBACKS:
-            raise TrainingError(
-                f"The loss was not finite in {counters.skipped} of {counters.iteration} steps.",
-                "Lower the learning rate, or set amp to 'off'.",
-            )
-        self.average.apply(self.network)
-        self.optimizer = _optimizer(self.network, self.recipe)
+    def _due(self) -> bool:
+        return self.saving.due is not None and self.saving.due()
 
     def _save(self) -> None:
-        if self.path is not None:
+        one = self.optimization
+        if self.saving.path is not None and self.processes.first:
             save_checkpoint(
-                self.path, self.identity, self.counters, self.network, self.average, self.optimizer
+                self.saving.path,
+                self.identity,
+                one.counters,
+                self.network,
+                one.average,
+                one.optimizer,
+                one.scaler,
             )
 
-    def _resume(self) -> None:
-        if self.path is not None and self.path.exists():
-            self.counters = load_checkpoint(
-                self.path, self.identity, self.network, self.average, self.optimizer
+    def _resume(self) -> Counters:
+        """Read the checkpoint if there is one; return where training stands."""
+        path, one = self.saving.path, self.optimization
+        if path is not None and path.exists():
+            one.counters = load_checkpoint(
+                path, self.identity, self.network, one.average, one.optimizer, one.scaler
             )
+        self.processes.require_equal(
+            training=self.identity, checkpoint=dataclasses.asdict(one.counters)
+        )
+        return one.counters
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; only tensors of two dimensions and more decay (not normalisation, bias, scales)."""
-    parameters = list(network.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    # Not fused, the optimiser would spend longer on calls than on arithmetic.
-    return torch.optim.AdamW(groups, lr=recipe.peak_lr, fused=True)
+def _precision(recipe: Recipe, device: torch.device) -> Precision:
+    if recipe.amp != "auto":
+        return "fp32" if recipe.amp == "off" else recipe.amp
+    if _native_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def _native_bf16(device: torch.device) -> bool:

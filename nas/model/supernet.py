@@ -82,6 +82,7 @@ class Supernet(nn.Module):
         self.shared = nn.ParameterDict({_key(name): tensor for name, tensor in tensors.items()})
         self._plans: OrderedDict[tuple[Architecture, torch.device, bool], _Plan] = OrderedDict()
         self._parts: dict[tuple[torch.device, bool], _Parts] = {}
+        self.recompute = False  # of the backbone of whatever runs; see `Backbone`
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what can be made again out of copies."""
@@ -113,6 +114,7 @@ class Supernet(nn.Module):
 
         def run(images: Tensor) -> Predictions:
             plan = self._plan(architecture)  # kept, unless device or mode changed
+            plan.skeleton.backbone.recompute = self.recompute
             weights = {name: self._slice(name, plan.slices[name]) for name in plan.slices}
             output: Predictions = functional_call(
                 plan.skeleton, weights, (images,), tie_weights=False

@@ -57,7 +57,7 @@ def _gradients(
     in_place: float = 0.0,
 ) -> tuple[dict[str, float], list[Tensor]]:
     supernet.zero_grad()
-    step = step or Step(DetectionLoss(), torch.device("cpu"), bf16=False)
+    step = step or Step(DetectionLoss(), torch.device("cpu"), "fp32")
     parts = step.gradients(
         architectures, *batch, lambda one, images: supernet(images, one), in_place
     )
@@ -109,7 +109,7 @@ def test_gradients__one_assignment_for_all(
     supernet: Supernet, batch: tuple[Tensor, Objects], shared: bool, expected: int
 ) -> None:
     _assigned.clear()
-    step = Step(_Counting(), torch.device("cpu"), bf16=False, shared_assignment=shared)
+    step = Step(_Counting(), torch.device("cpu"), "fp32", shared_assignment=shared)
     _gradients(supernet, batch, step)
     assert len(_assigned) == expected
 
@@ -117,7 +117,7 @@ def test_gradients__one_assignment_for_all(
 def test_gradients__shared_assignment_changes_what_the_smaller_learn(
     supernet: Supernet, batch: tuple[Tensor, Objects]
 ) -> None:
-    shared = Step(DetectionLoss(), torch.device("cpu"), bf16=False, shared_assignment=True)
+    shared = Step(DetectionLoss(), torch.device("cpu"), "fp32", shared_assignment=True)
     first = _gradients(supernet, batch, shared, architectures=(LARGEST,))[0]
     assert first == _gradients(supernet, batch, architectures=(LARGEST,))[0]
     assert _gradients(supernet, batch, shared)[0] != _gradients(supernet, batch)[0]
@@ -136,7 +136,7 @@ def test_gradients__hooks_see_every_subnet(
 
     seen: list[float] = []
     device = torch.device("cpu")
-    step = Step(DetectionLoss(), device, bf16=False, perturb=brighter, terms=(term,))
+    step = Step(DetectionLoss(), device, "fp32", perturb=brighter, terms=(term,))
     parts, _ = _gradients(supernet, batch, step, in_place=1.0)
     assert seen == pytest.approx([float(batch[0].mean()) + 0.1] * 2)
     assert parts["extra"] == len(batch[0])

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from nas import plugins
 from nas.model.blocks.convolution import strided
@@ -17,10 +20,17 @@ __all__ = ["Backbone", "fusion"]
 
 
 class Backbone(nn.Module):
-    """Images to features of strides 4, 8, 16 and 32, the last one pooled."""
+    """Images to features of strides 4, 8, 16 and 32, the last one pooled.
+
+    Attributes:
+        recompute: keep only the inputs of stem and stages for the backward pass, and compute what
+            is inside them again (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016).
+            Statistics that batch normalisation keeps would be updated twice, so it must keep none.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
+        self.recompute = False
         stem, stages, act = architecture.stem, architecture.backbone, architecture.activation
         self.stem = part("stem", _stem, stem, act)
         self.P2 = part("P2", _stage, stem.channels, stages.P2, act)
@@ -31,10 +41,28 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map (B, 3, H, W) to P2, P3, P4, P5."""
-        p2 = self.P2(self.stem(images))
-        p3 = self.P3(p2)
-        p4 = self.P4(p3)
-        return p2, p3, p4, self.pooling(self.P5(p4))
+        p2 = self._run(self.P2, self._run(self.stem, images))
+        p3 = self._run(self.P3, p2)
+        p4 = self._run(self.P4, p3)
+        return p2, p3, p4, self.pooling(self._run(self.P5, p4))
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            output: Tensor = stage(x)
+            return output
+        # A supernet lends a stage its weights for the forward pass only: the second pass comes
+        # when they have gone, so they are kept with its input.
+        weights = dict(stage.named_parameters(remove_duplicate=False))
+
+        def again(x: Tensor, *tensors: Tensor) -> Tensor:
+            lent = dict(zip(weights, tensors, strict=True))
+            output: Tensor = functional_call(stage, lent, (x,), tie_weights=False)
+            return output
+
+        kept: Tensor = checkpoint(
+            again, x, *weights.values(), use_reentrant=False, preserve_rng_state=False
+        )
+        return kept
 
 
 def fusion(in_layout: Layout, spec: Fusion, activation: str) -> Choice:
