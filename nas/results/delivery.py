@@ -143,7 +143,13 @@ class _Maker:
         self._bench = Bench(setting.dataset, setting.runtime, setting.oracle)
         supernet, weights = supernet_of(setting, listener), weights_of(setting)
         self._judge = AccuracyJudge(
-            supernet, weights, setting.dataset, setting.runtime, setting.database, listener
+            supernet,
+            weights,
+            setting.dataset,
+            setting.runtime,
+            setting.database,
+            listener,
+            setting.request.workspace.statistics,
         )
 
     def make(self, row: pd.Series) -> Bundle | None:

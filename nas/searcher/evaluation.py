@@ -6,26 +6,21 @@ that the supernet gives the candidate after its batch-norm statistics are recali
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
-import torch
-
-from nas.accuracy.dataset import Dataset, Split, batches
+from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
-from nas.model.supernet import Supernet, recalibrate
+from nas.model.supernet import Supernet
 from nas.searcher.database import Database
 from nas.searcher.engines import artifact_of, doubt_about, score_engine, trained_graph
+from nas.searcher.inherited import InheritedDetectors
 from nas.searcher.progress import Listener, Silent
 from nas.space.architecture import Architecture, Candidate
 
-__all__ = ["AccuracyJudge", "recalibration_images"]
-
-# 8 of them rank as well as 32 within error, in a quarter of the time (docs/LOG.md).
-RECALIBRATION_BATCHES = 8
-RECALIBRATION_BATCH_SIZE = 32
+__all__ = ["AccuracyJudge"]
 
 
 class AccuracyJudge:
@@ -38,6 +33,7 @@ class AccuracyJudge:
         runtime: builds the engines that are scored.
         database: keeps every result, so that no candidate is scored twice.
         listener: hears of engines that depart from their networks.
+        statistics: folder where batch-norm statistics are kept; None keeps none.
 
     Attributes:
         weights: which weights in engines of which runtime, for the database.
@@ -51,8 +47,9 @@ class AccuracyJudge:
         runtime: Runtime,
         database: Database,
         listener: Listener | None = None,
+        statistics: Path | None = None,
     ) -> None:
-        self._supernet = supernet
+        self._inherited = InheritedDetectors(supernet, weights_digest, dataset.train, statistics)
         # Engines of two runtimes round differently, so each has its own accuracies.
         self.weights = f"{weights_digest}@{runtime.name}"
         self._dataset = dataset
@@ -102,15 +99,5 @@ class AccuracyJudge:
         return stored if stored is not None and stored[1].agreement is not None else None
 
     def detector(self, architecture: Architecture) -> Detector:
-        """Extract a candidate from the supernet and recalibrate its batch-norm statistics."""
-        detector = self._supernet.extract(architecture)
-        recalibrate(detector, recalibration_images(self._dataset.train, architecture))
-        return detector
-
-
-def recalibration_images(split: Split, architecture: Architecture) -> Iterator[torch.Tensor]:
-    """Yield the training images that batch-norm statistics are recalibrated on, float 0..1."""
-    stream = batches(split.resized(*architecture.input), RECALIBRATION_BATCH_SIZE, seed=0)
-    for _ in range(RECALIBRATION_BATCHES):
-        images, _ = next(stream)
-        yield images.float() / 255
+        """Extract a candidate from the supernet, with the running statistics of its own weights."""
+        return self._inherited(architecture)

@@ -88,7 +88,13 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             listener.say("The supernet of this space, data and recipe is trained already.")
         supernet = supernet_of(setting, listener)
         judge = AccuracyJudge(
-            supernet, weights, setting.dataset, setting.runtime, setting.database, listener
+            supernet,
+            weights,
+            setting.dataset,
+            setting.runtime,
+            setting.database,
+            listener,
+            request.workspace.statistics,
         )
         for point in setting.space.anchors.values():
             study.enqueue(point)

@@ -55,6 +55,11 @@ class Workspace:
         """Where the supernet with a digest is kept."""
         return self.cache / "supernets" / f"{digest}.safetensors"
 
+    @property
+    def statistics(self) -> Path:
+        """Batch-norm statistics of candidates, for the weights that they inherit."""
+        return self.cache / "statistics"
+
     def bundle(self, study: str) -> Path:
         """Where the winner of a study is written."""
         return self.root / study

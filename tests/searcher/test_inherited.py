@@ -1,0 +1,112 @@
+"""Statistics of candidates, computed once and read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nas.accuracy.dataset import Split
+from nas.accuracy.digits import DigitsRecipe, digits_dataset
+from nas.model.supernet import Supernet, recalibrate
+from nas.searcher.inherited import InheritedDetectors, recalibration_images
+from nas.space.space import load_space
+
+SPACE = load_space("digits")
+SMALLEST = SPACE.candidate(SPACE.anchors["min"], 10).architecture
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    recipe = DigitsRecipe(train=12, validation=1, test=1, size=64)
+    return digits_dataset(recipe, tmp_path_factory.mktemp("digits")).train
+
+
+@pytest.fixture(scope="module")
+def supernet() -> Supernet:
+    return Supernet(SPACE.covering(10))
+
+
+def statistics(detector: nn.Module) -> dict[str, torch.Tensor]:
+    norms = {name: m for name, m in detector.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    return {name: torch.stack([m.running_mean, m.running_var]) for name, m in norms.items()}
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(statistics(one).values(), statistics(other).values(), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def test_inherited_detectors__statistics_are_those_of_recalibration(
+    supernet: Supernet, split: Split
+) -> None:
+    plain = supernet.extract(SMALLEST)
+    recalibrate(plain, recalibration_images(split, SMALLEST))
+    made = InheritedDetectors(supernet, "w", split)(SMALLEST)
+    assert same(made, plain)
+    weights = zip(made.parameters(), plain.parameters(), strict=True)
+    assert all(torch.equal(a, b) and a.is_contiguous() for a, b in weights)
+
+
+def test_inherited_detectors__reads_what_it_kept(
+    supernet: Supernet, split: Split, tmp_path: Path
+) -> None:
+    inherited = InheritedDetectors(supernet, "w", split, tmp_path)
+    path = inherited.path(SMALLEST)
+    assert path is not None
+    first = inherited(SMALLEST)
+    assert same(inherited(SMALLEST), first)
+    # Statistics that no image gives can only come from the file.
+    stored = load_file(path)
+    name = next(one for one in stored if one.endswith("running_mean"))
+    stored[name] = stored[name] + 7
+    save_file(stored, path)
+    moved = inherited(SMALLEST).get_buffer(name) - first.get_buffer(name)
+    assert torch.allclose(moved, torch.tensor(7.0))
+
+
+@settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(kept=st.floats(0, 0.999))
+def test_inherited_detectors__damaged_file_is_made_again(
+    supernet: Supernet, split: Split, tmp_path: Path, kept: float
+) -> None:
+    inherited = InheritedDetectors(supernet, "w", split, tmp_path)
+    path = inherited.path(SMALLEST)
+    assert path is not None
+    first = inherited(SMALLEST)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    assert same(inherited(SMALLEST), first)
+    assert len(path.read_bytes()) == len(whole)
+
+
+def test_inherited_detectors__statistics_of_another_network_are_not_taken(
+    supernet: Supernet, split: Split, tmp_path: Path
+) -> None:
+    largest = SPACE.candidate(SPACE.anchors["max"], 10).architecture
+    inherited = InheritedDetectors(supernet, "w", split, tmp_path)
+    small, large = inherited.path(SMALLEST), inherited.path(largest)
+    assert small is not None
+    assert large is not None
+    first = inherited(SMALLEST)
+    small.rename(large)
+    assert len(statistics(inherited(largest))) > len(statistics(first))
+
+
+def test_inherited_detectors__other_weights_and_images_are_kept_apart(
+    supernet: Supernet, split: Split, tmp_path: Path
+) -> None:
+    fewer = split.subset("train", range(6))
+    paths = {
+        InheritedDetectors(supernet, digest, images, tmp_path).path(SMALLEST)
+        for digest in ("w", "v")
+        for images in (split, fewer)
+    }
+    assert len(paths) == 4
