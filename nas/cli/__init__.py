@@ -30,9 +30,23 @@ __all__ = ["app", "devices", "main", "networks", "studies"]
 def main() -> None:
     """Run a command; an error of ours is one clear message and exit code 1."""
     try:
-        app()
+        _run()
     except NasError as error:
         err.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False)
         if error.remedy:
             err.print(f"[bold]remedy:[/] {escape(error.remedy)}", highlight=False)
         sys.exit(1)
+
+
+def _run() -> None:
+    """Run a command, or help the process that does, if torchrun has started several."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        app()
+        return
+    from nas.searcher import team
+
+    with team.joined() as processes:
+        if processes.first:
+            app()
+        else:
+            team.help_out()

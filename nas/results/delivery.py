@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ import pandas as pd
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
 from nas.accuracy.recipe import Recipe
-from nas.accuracy.training import Progress, train_detector
 from nas.errors import BudgetError
 from nas.latency.latency import Latency
 from nas.model.detector import Detector
@@ -32,6 +30,7 @@ from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.setting import Setting, installed_versions
 from nas.searcher.supernets import supernet_of, weights_of
+from nas.searcher.team import train_network
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = ["Delivered", "deliver", "train_alone"]
@@ -113,9 +112,7 @@ def train_alone(
     listener.stage("Train", recipe.iterations)
     checkpoint = folder / "training.checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
-    train_detector(
-        detector, dataset.train, recipe, progress=_heard(listener), checkpoint=checkpoint
-    )
+    train_network(detector, dataset.train, recipe, listener, checkpoint)
     splits = [dataset.validation, *([dataset.test] if dataset.test else [])]
     graph = bench.graph(detector, candidate)
     bundle = Bundle(
@@ -128,6 +125,7 @@ def train_alone(
     )
     _warn(bundle, listener)
     write_bundle(bundle, folder)
+    checkpoint.unlink(missing_ok=True)
     return Delivered(None, bundle, folder)
 
 
@@ -188,7 +186,7 @@ class _Maker:
         before = self._bench.score(graph, candidate, validation, "inherited")
         self._listener.stage("Fine-tune the winner", recipe.iterations)
         tuned = copy.deepcopy(inherited)
-        train_detector(tuned, self._dataset.train, recipe, progress=_heard(self._listener))
+        train_network(tuned, self._dataset.train, recipe, self._listener)
         tuned_graph = self._bench.graph(tuned, candidate)
         after = self._bench.score(tuned_graph, candidate, validation, "fine-tuned")
         if after.map50_95 < before.map50_95:
@@ -239,13 +237,6 @@ def _warn(bundle: Bundle, listener: Listener) -> None:
     """Say so if the engine that is delivered departs from its network."""
     if doubt := doubt_about(bundle.accuracies[-1], bundle.candidate.precision):
         listener.say(doubt, warning=True)
-
-
-def _heard(listener: Listener) -> Callable[[Progress], None]:
-    def hear(progress: Progress) -> None:
-        listener.advance(progress.iteration, f"loss {progress.loss:.2f}")
-
-    return hear
 
 
 def _provenance(dataset: Dataset, seed: int) -> Provenance:

@@ -30,6 +30,7 @@ from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
 from nas.searcher.engines import score_engine, trained_graph
+from nas.searcher.team import Due
 from nas.space.architecture import Candidate
 
 __all__ = ["Job", "Outcome", "run_jobs", "train_and_score"]
@@ -93,7 +94,12 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
     architecture = job.candidate.architecture
     detector = Detector(architecture, seed=job.recipe.seed)
     result = train_detector(
-        detector, dataset.train, job.recipe, progress=hear, checkpoint=job.checkpoint
+        detector,
+        dataset.train,
+        job.recipe,
+        progress=hear,
+        checkpoint=job.checkpoint,
+        due=Due(),
     )
     runtime: Runtime = plugins.load("runtimes", job.runtime)()
     graph = trained_graph(detector, job.candidate, dataset.train)
@@ -129,7 +135,7 @@ def run_jobs(
     for job in jobs:
 
         def progress(at: Progress, before: int = before, name: str = job.name) -> None:
-            hear(before + at.iteration, f"{name}: loss {at.loss:.2f}")
+            hear(before + at.iteration, f"{name}: {at.note or f'loss {at.loss:.2f}'}")
 
         yield job, _attempt(job, dataset, progress)
         before += job.recipe.iterations

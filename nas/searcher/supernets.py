@@ -5,18 +5,20 @@ A re-targeted study has its parent's, whatever precisions its own space is in: w
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from nas.accuracy.dataset import Dataset
+from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.sampling import Draws
-from nas.accuracy.training import Progress, train_supernet
+from nas.accuracy.training import train_supernet
 from nas.errors import StudyError
 from nas.model.detector import profile
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request, Workspace
 from nas.searcher.setting import Setting
+from nas.searcher.team import Part, train_together
 from nas.space.architecture import digest_of
 from nas.space.space import SearchSpace
 
@@ -108,24 +110,30 @@ def trained_supernet(
     if path.exists():
         return Supernet.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    classes = len(dataset.classes)
-
-    def hear(progress: Progress) -> None:
-        listener.advance(progress.iteration, f"loss {progress.loss:.2f}")
-
-    supernet = Supernet(space.covering(classes), seed=recipe.seed)
     listener.stage("Train the supernet", recipe.iterations)
     checkpoint = path.with_suffix(".checkpoint")
+    classes = len(dataset.classes)
+    training = partial(_trained, space, classes, dataset.train, recipe, checkpoint)
+    supernet = train_together(training, listener)
+    supernet.save(path)
+    checkpoint.unlink(missing_ok=True)
+    return supernet
+
+
+def _trained(
+    space: SearchSpace, classes: int, split: Split, recipe: Recipe, checkpoint: Path, part: Part
+) -> Supernet:
+    supernet = Supernet(space.covering(classes), seed=recipe.seed).to(part.device)
     train_supernet(
         supernet,
         subnet_draws(space, classes, recipe),
         space.candidate(space.anchors["max"], classes).architecture,
-        dataset.train,
+        split,
         recipe,
         smallest=space.candidate(space.anchors["min"], classes).architecture,
-        progress=hear,
+        progress=part.progress,
         checkpoint=checkpoint,
+        due=part.due,
+        processes=part.processes,
     )
-    supernet.save(path)
-    checkpoint.unlink(missing_ok=True)
-    return supernet
+    return supernet.to("cpu")

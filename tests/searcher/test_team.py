@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from nas.accuracy.training import train_detector
+from nas.model.detector import Detector
+from nas.searcher.team import Due
+
+SCRIPT = Path(__file__).with_name("together.py")
+TINY = """\
+name: tiny
+description: Two widths.
+choices:
+  hidden: [4, 8]
+architecture:
+  input: 64
+  stem: {channels: 8}
+  backbone:
+    P2: {block: c2f, channels: 16, hidden: 8}
+    P3: {block: c2f, channels: 16, hidden: $hidden}
+    P4: {block: c2f, channels: 16, hidden: 8}
+    P5: {block: c2f, channels: 16, hidden: 8}
+  neck:
+    top_down:
+      P4: {block: c2f, channels: 16, hidden: 8}
+      P3: {block: c2f, channels: 16, hidden: 8}
+    bottom_up:
+      P4: {block: c2f, channels: 16, hidden: 8}
+      P5: {block: c2f, channels: 16, hidden: 8}
+  head: {channels: 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("together", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_due__once_in_a_while() -> None:
+    assert [Due(0.0)() for _ in range(2)] == [True, True]
+    seldom = Due(3600.0)
+    assert not any(seldom() for _ in range(5))
+
+
+def test_training__killed_goes_on_from_the_last_checkpoint(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    command = [sys.executable, str(SCRIPT), "killed", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        last = 0
+        for line in process.stdout:
+            last = int(line)
+            if checkpoint.exists():
+                process.send_signal(signal.SIGKILL)
+                break
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < last < script.KILLED.iterations
+    train = script.dataset(tmp_path).train
+    resumed, whole = (Detector(script.architecture()) for _ in range(2))
+    result = train_detector(resumed, train, script.KILLED, checkpoint=checkpoint)
+    assert 0 < result.resumed_from <= script.KILLED.iterations
+    train_detector(whole, train, script.KILLED)
+    assert torch.equal(script.weights(resumed), script.weights(whole))
+
+
+def test_torchrun__two_processes_give_the_weights_of_one(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    train = script.dataset(tmp_path).train
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *launch, str(SCRIPT), "together", str(tmp_path)], check=True, timeout=300
+    )
+    start = script.weights(script.without_batch_statistics())
+    alone = script.without_batch_statistics()
+    train_detector(alone, train, script.RECIPE)
+    way = script.weights(alone) - start
+    together = torch.load(tmp_path / "together.pt") - start
+    assert (together - way).norm() < 0.01 * way.norm()
+
+    # What one process makes of its half of each batch is far from it.
+    half = script.without_batch_statistics()
+    train_detector(half, train.subset("train", range(12)), script.RECIPE)
+    assert (script.weights(half) - start - way).norm() > 0.1 * way.norm()
+
+    assert (tmp_path / "detector.checkpoint").exists()
+    assert "batch of 1 images has none for some of 2 processes" in (tmp_path / "error").read_text()
+    assert len(list((tmp_path / "cache" / "supernets").glob("*.safetensors"))) == 1
