@@ -1,0 +1,153 @@
+"""What benchmarks of ranking share: references, supernets that are trained once, inherited mAP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nas.accuracy.dataset import Dataset, Split
+from nas.accuracy.evaluate import evaluate
+from nas.accuracy.recipe import Recipe
+from nas.accuracy.training import train_supernet
+from nas.errors import InputError
+from nas.latency.clock import Elapsed
+from nas.model.detector import Detector
+from nas.model.supernet import Supernet, recalibrate
+from nas.searcher.evaluation import recalibration_images
+from nas.searcher.supernets import subnet_draws
+from nas.space.architecture import Architecture, digest_of
+from nas.space.space import SearchSpace
+
+_VARIED = (
+    *("iterations", "batch_size", "peak_lr", "weight_decay", "ema_decay", "seed"),
+    *("rule", "largest_only", "fair", "strata"),
+    *("in_place", "in_place_from", "shared_assignment"),
+)
+"""Fields of a recipe that name a supernet in the cache; empty it if other defaults change."""
+
+REFERENCES = Path(__file__).with_name("results") / "stand_alone.json"
+
+
+@dataclass(frozen=True)
+class References:
+    """Networks that were trained alone, by ascending latency; see `stand_alone.py`.
+
+    Attributes:
+        architectures: n of them.
+        latencies_ms: (n,).
+        macs: (n,).
+        parameters: (n,).
+        validation: (n, seeds) mAP.
+        test: (n, seeds) mAP.
+    """
+
+    architectures: tuple[Architecture, ...]
+    latencies_ms: NDArray[np.float64]
+    macs: NDArray[np.float64]
+    parameters: NDArray[np.float64]
+    validation: NDArray[np.float64]
+    test: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the result file, or the cache folder of a benchmark that still runs.
+
+        Of a folder, networks are left out that no seed has, and seeds that not all others have.
+
+        Raises:
+            InputError: no network was trained yet.
+        """
+        if path.is_dir():
+            networks = json.loads((path / "networks.json").read_text())
+            for number, network in enumerate(networks):
+                files = sorted(path.glob(f"{number}-*.json"))
+                network["runs"] = [json.loads(file.read_text()) for file in files]
+            networks = [network for network in networks if network["runs"]]
+        else:
+            networks = json.loads(path.read_text())["networks"]
+        if not networks:
+            raise InputError(f"{path} has no reference yet.", "Run benchmarks/stand_alone.py.")
+        return cls._of(networks)
+
+    @classmethod
+    def _of(cls, networks: Sequence[dict[str, Any]]) -> Self:
+        seeds = min(len(network["runs"]) for network in networks)
+
+        def column(name: str) -> NDArray[np.float64]:
+            return np.array([network[name] for network in networks], np.float64)
+
+        def runs(split: str) -> NDArray[np.float64]:
+            return np.array([[run[split] for run in one["runs"][:seeds]] for one in networks])
+
+        return cls(
+            tuple(Architecture.parse(network["architecture"]) for network in networks),
+            *(column(name) for name in ("latency_ms", "macs", "parameters")),
+            *(runs(split) for split in ("validation", "test")),
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A supernet, and what its training took."""
+
+    supernet: Supernet
+    cpu_s: float
+    iterations: int
+
+
+def trained(
+    space: SearchSpace, dataset: Dataset, options: dict[str, Any], seed: int, cache: Path
+) -> Trained:
+    """Train a supernet by the default recipe with other `options`, unless the cache has it."""
+    recipe = Recipe(**options, seed=seed)
+    key = digest_of(
+        [space.digest, dataset.digest, {name: getattr(recipe, name) for name in _VARIED}]
+    )
+    weights, facts = (cache / "supernets" / f"{key}.{kind}" for kind in ("safetensors", "json"))
+    if facts.exists():
+        return Trained(Supernet.load(weights), json.loads(facts.read_text()), recipe.iterations)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    classes = len(dataset.classes)
+    largest, smallest = (
+        space.candidate(space.anchors[name], classes).architecture for name in ("max", "min")
+    )
+    supernet = Supernet(space.covering(classes), seed=seed)
+    elapsed = Elapsed()
+    draws = subnet_draws(space, classes, recipe)
+    train_supernet(supernet, draws, largest, dataset.train, recipe, smallest=smallest)
+    cpu_s = elapsed.cpu_s
+    supernet.save(weights)
+    facts.write_text(json.dumps(cpu_s))
+    return Trained(supernet, cpu_s, recipe.iterations)
+
+
+def inherited(
+    supernet: Supernet, architectures: Iterable[Architecture], dataset: Dataset
+) -> tuple[NDArray[np.float64], float]:
+    """Score as a search does, but in torch; return mAP (n,) and the CPU seconds of each."""
+    elapsed, scores = Elapsed(), []
+    for architecture in architectures:
+        detector = supernet.extract(architecture)
+        recalibrate(detector, recalibration_images(dataset.train, architecture))
+        scores.append(score(detector, dataset.validation))
+    return np.array(scores), elapsed.cpu_s / len(scores)
+
+
+def score(detector: Detector, split: Split) -> float:
+    """Return the mAP50-95 of a trained detector."""
+    deployed = detector.deploy()
+
+    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with torch.inference_mode():
+            boxes, scores = deployed(torch.from_numpy(np.ascontiguousarray(images)).float() / 255)
+        return boxes.numpy(), scores.numpy()
+
+    resized = split.resized(*detector.architecture.input)
+    return evaluate(predict, resized, weights="inherited", interval=False)[0].map50_95
