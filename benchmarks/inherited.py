@@ -19,8 +19,8 @@ from nas.accuracy.training import train_supernet
 from nas.errors import InputError
 from nas.latency.clock import Elapsed
 from nas.model.detector import Detector
-from nas.model.supernet import Supernet, recalibrate
-from nas.searcher.evaluation import recalibration_images
+from nas.model.supernet import Supernet
+from nas.searcher.inherited import InheritedDetectors
 from nas.searcher.supernets import subnet_draws
 from nas.space.architecture import Architecture, digest_of
 from nas.space.space import SearchSpace
@@ -133,10 +133,9 @@ def inherited(
 ) -> tuple[NDArray[np.float64], float]:
     """Score as a search does, but in torch; return mAP (n,) and the CPU seconds of each."""
     elapsed, scores = Elapsed(), []
+    detectors = InheritedDetectors(supernet, supernet.digest, dataset.train)
     for architecture in architectures:
-        detector = supernet.extract(architecture)
-        recalibrate(detector, recalibration_images(dataset.train, architecture))
-        scores.append(score(detector, dataset.validation))
+        scores.append(score(detectors(architecture), dataset.validation))
     return np.array(scores), elapsed.cpu_s / len(scores)
 
 
