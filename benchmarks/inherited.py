@@ -132,10 +132,9 @@ def inherited(
     supernet: Supernet, architectures: Iterable[Architecture], dataset: Dataset
 ) -> tuple[NDArray[np.float64], float]:
     """Score as a search does, but in torch; return mAP (n,) and the CPU seconds of each."""
-    elapsed, scores = Elapsed(), []
+    elapsed = Elapsed()
     detectors = InheritedDetectors(supernet, supernet.digest, dataset.train)
-    for architecture in architectures:
-        scores.append(score(detectors(architecture), dataset.validation))
+    scores = [score(detectors(one), dataset.validation) for one in architectures]
     return np.array(scores), elapsed.cpu_s / len(scores)
 
 
