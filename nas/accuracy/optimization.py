@@ -121,11 +121,14 @@ class Optimization:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; only tensors of two dimensions and more decay (not normalisation, bias, scales)."""
+    """AdamW; only tensors of two dimensions and more decay (not normalisation, bias, scales).
+
+    With slow weights, if the recipe says so.
+    """
     parameters = list(network.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # Not fused, the optimiser would spend longer on calls than on arithmetic.
-    return torch.optim.AdamW(groups, lr=recipe.peak_lr, fused=True)
+    return recipe.lookahead.around(torch.optim.AdamW(groups, lr=recipe.peak_lr, fused=True))

@@ -7,8 +7,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+from nas.accuracy.adversarial import Adversarial
+from nas.accuracy.curriculum import Curriculum
+from nas.accuracy.lessons import Distillation
+from nas.accuracy.lookahead import Lookahead
 from nas.accuracy.loss import LossWeights
+from nas.accuracy.pseudo_labels import PseudoLabels
 from nas.accuracy.sampling import Rule
+from nas.accuracy.stages import Stages
 from nas.errors import InputError
 from nas.space.architecture import digest_of
 
@@ -49,6 +55,10 @@ class Recipe:
             back: time for memory.
         checkpoint_every: iterations between checkpoints; it does not change the weights.
         seed: of data order, subnets and augmentation.
+        teacher: folder or file of a trained network, see `nas.accuracy.teacher`, for distillation
+            and pseudo-labels; empty where one is trained first: the largest of the search space.
+        distillation, pseudo_labels, curriculum, adversarial, lookahead, stages: switches, all of
+            them off; see the modules of these names.
 
     Raises:
         InputError: a value out of range.
@@ -84,6 +94,13 @@ class Recipe:
     recompute: bool = False
     checkpoint_every: int = 100
     seed: int = 0
+    teacher: str = ""
+    distillation: Distillation = field(default_factory=Distillation)
+    pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    adversarial: Adversarial = field(default_factory=Adversarial)
+    lookahead: Lookahead = field(default_factory=Lookahead)
+    stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
         counts = (self.iterations, self.batch_size, self.accumulate, self.checkpoint_every)
@@ -109,6 +126,13 @@ class Recipe:
                 f"shared_assignment={self.shared_assignment}.",
                 "Set the rule to 'sandwich', or leave both out.",
             )
+        if self.distillation.features and self.accumulate > 1:
+            raise InputError(
+                "Features are distilled from whole batches, got "
+                f"distillation.features={self.distillation.features} and "
+                f"accumulate={self.accumulate}.",
+                "Set accumulate to 1, or distil logits alone.",
+            )
 
     @classmethod
     def quick(cls) -> Self:
@@ -118,8 +142,17 @@ class Recipe:
     def fine_tuning(self) -> Self:
         """A short further training of one detector that starts from trained weights."""
         return dataclasses.replace(
-            self, iterations=max(self.iterations // 4, 20), peak_lr=0.4 * self.peak_lr
+            self,
+            iterations=max(self.iterations // 4, 20),
+            peak_lr=0.4 * self.peak_lr,
+            curriculum=Curriculum(),  # it begins with what the network can do already
+            stages=Stages(),
         )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a trained network takes part."""
+        return self.distillation.on or self.pseudo_labels.on
 
     @property
     def digest(self) -> str:
@@ -133,10 +166,15 @@ class Recipe:
         return self.in_place if step >= self.in_place_from * self.iterations else 0.0
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to `final_lr * peak_lr`; steps from 0."""
+        """Linear warm-up, then half a cosine down to `final_lr * peak_lr`; steps from 0.
+
+        The cosine begins when gates are free, and ends when fine-tuning begins; see `Stages`.
+        """
         rising = self.warmup * self.iterations
         if step < rising:
             return self.peak_lr * (step + 1) / (rising + 1)
-        done = (step - rising) / max(self.iterations - rising, 1)
+        high = max(rising, self.stages.gate_warmup * self.iterations)
+        low = (1 - self.stages.fine_tuning) * self.iterations
+        done = min(max(step - high, 0) / max(low - high, 1), 1)
         cosine = (1 + math.cos(math.pi * done)) / 2
         return self.peak_lr * (self.final_lr + (1 - self.final_lr) * cosine)

@@ -32,7 +32,7 @@ Forward = Callable[[Architecture, Tensor], Predictions]
 """Runs a subnet on images (B, 3, H, W), float 0..1."""
 
 Perturb = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-"""Changes images (B, 3, H, W), given what the loss of others would be."""
+"""Changes images (B, 3, H, W), given what the loss of others would be, up to a positive factor."""
 
 Term = Callable[[Tensor, Predictions, Objects], dict[str, Tensor]]
 """Further parts of a subnet's loss by name, scalars: of its images, predictions and objects."""
@@ -103,8 +103,7 @@ class Step:
         teacher: _Found | None,
     ) -> _Found:
         def run(images: Tensor) -> tuple[Predictions, tuple[Assignment, ...], LossParts]:
-            reduced = _REDUCED.get(self.precision)
-            with torch.autocast(self.device.type, reduced, enabled=reduced is not None):
+            with self._reduced():
                 predictions = network(images)
             if teacher is not None and self.shared_assignment:
                 assigned = teacher.assigned
@@ -113,12 +112,17 @@ class Step:
             return predictions, assigned, self.criterion(predictions, objects, assigned)
 
         if self.perturb is not None:
-            images = self.perturb(images, lambda changed: run(changed)[-1].total)
+            images = self.perturb(images, lambda changed: self.scale(run(changed)[-1].total))
         predictions, assigned, parts = run(images)
         losses = dict(parts._asdict())
         for term in self.terms:
-            losses |= term(images, predictions, objects)
+            with self._reduced():
+                losses |= term(images, predictions, objects)
         return _Found(predictions, assigned, losses)
+
+    def _reduced(self) -> torch.autocast:
+        reduced = _REDUCED.get(self.precision)
+        return torch.autocast(self.device.type, reduced, enabled=reduced is not None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import dataclasses
 import gc
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,18 @@ from torch import Tensor, nn
 from nas.accuracy.assigner import Objects, TaskAlignedAssigner
 from nas.accuracy.augment import Augmentation
 from nas.accuracy.checkpoint import Counters, load_checkpoint, save_checkpoint
-from nas.accuracy.dataset import BatchSampler, Split, batches
+from nas.accuracy.dataset import Split
 from nas.accuracy.distributed import ALONE, Processes
+from nas.accuracy.lessons import Lesson
 from nas.accuracy.loss import DetectionLoss
 from nas.accuracy.memory import in_parts, recomputing
 from nas.accuracy.optimization import Optimization
+from nas.accuracy.pseudo_labels import examples
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.sampling import Sample, Subnets
+from nas.accuracy.stages import gates
 from nas.accuracy.step import Forward, Precision, Step
+from nas.accuracy.teacher import Teacher, calibration_images
 from nas.errors import InputError
 from nas.model.detector import Detector
 from nas.model.supernet import Supernet, recalibrate
@@ -46,7 +50,6 @@ from nas.space.architecture import Architecture, digest_of
 
 __all__ = ["Progress", "TrainingResult", "train_detector", "train_supernet"]
 
-_CALIBRATION_BATCHES = 16
 _COLLECT_EVERY = 25  # steps
 
 
@@ -101,6 +104,7 @@ def train_supernet(  # noqa: PLR0913 - what is trained, on what, how, and who he
     recipe: Recipe,
     *,
     smallest: Architecture | None = None,
+    teacher: Teacher | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
     due: Callable[[], bool] | None = None,
@@ -115,6 +119,7 @@ def train_supernet(  # noqa: PLR0913 - what is trained, on what, how, and who he
         split: what to learn from.
         recipe: how.
         smallest: see `Subnets`.
+        teacher: for a recipe that needs one.
         progress: called after each step; may raise KeyboardInterrupt to stop.
         checkpoint: written regularly and when interrupted, read at the start if it exists; it is
             left there at the end, for the caller to delete once the weights are saved.
@@ -124,12 +129,20 @@ def train_supernet(  # noqa: PLR0913 - what is trained, on what, how, and who he
     Raises:
         TrainingError: loss or gradient do not stay finite, or another process has ended.
         StorageError: the checkpoint cannot be written, or belongs to another training.
-        InputError: the rule needs a smallest subnet, or the batch has fewer images than processes.
+        InputError: the rule needs a smallest subnet, or the recipe a teacher; features are to be
+            distilled; or the batch has fewer images than processes.
     """
+    if recipe.distillation.features:
+        raise InputError(
+            "Features are distilled into one network: the subnets of a supernet differ in width.",
+            "Distil logits, or train one network.",
+        )
     warmup = round(recipe.largest_only * recipe.iterations)
     subnets = Subnets(recipe.rule, sample, largest, smallest, warmup)
-    identity = digest_of(["supernet", supernet.digest])
-    run = _Run(supernet, split, recipe, identity, _Saving(checkpoint, due), processes)
+    identity = digest_of(["supernet", supernet.digest, *_digest(recipe, teacher)])
+    lesson = Lesson.of(recipe.distillation, teacher, largest)
+    split = examples(split, recipe.pseudo_labels, teacher)
+    run = _Run(supernet, split, recipe, identity, _Saving(checkpoint, due), processes, lesson)
     was_training = supernet.training
     supernet.train()
     try:
@@ -144,6 +157,7 @@ def train_detector(
     split: Split,
     recipe: Recipe,
     *,
+    teacher: Teacher | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
     due: Callable[[], bool] | None = None,
@@ -154,8 +168,10 @@ def train_detector(
     Args and errors as in `train_supernet`; the parts of the recipe about subnets are not used.
     """
     architecture = detector.architecture
-    identity = digest_of(["detector", architecture.digest])
-    run = _Run(detector, split, recipe, identity, _Saving(checkpoint, due), processes)
+    identity = digest_of(["detector", architecture.digest, *_digest(recipe, teacher)])
+    lesson = Lesson.of(recipe.distillation, teacher, architecture)
+    split = examples(split, recipe.pseudo_labels, teacher)
+    run = _Run(detector, split, recipe, identity, _Saving(checkpoint, due), processes, lesson)
     was_training = detector.training
     detector.train()
     try:
@@ -163,11 +179,13 @@ def train_detector(
             _rare_collections(),
             _batch_statistics(detector),
             recomputing(detector.backbone, recompute=recipe.recompute),
+            nullcontext() if lesson is None else lesson.watching(detector),
         ):
             result = run.train(
                 lambda *_: (architecture,), lambda _, images: detector(images), progress
             )
-        recalibrate(detector, _calibration(split, architecture, run.device))
+        images = calibration_images(split, architecture.input)
+        recalibrate(detector, (each.to(run.device) for each in images))
     finally:
         detector.train(was_training)
     return result
@@ -192,6 +210,7 @@ class _Run:
         identity: str,
         saving: _Saving,
         processes: Processes,
+        lesson: Lesson | None,
     ) -> None:
         if recipe.batch_size < processes.count:
             raise InputError(
@@ -199,10 +218,14 @@ class _Run:
                 "processes.",
                 "Start fewer processes, or train with larger batches.",
             )
+        self.device = next(network.parameters()).device
+        if lesson is not None:
+            lesson.to(self.device)
+            # What aligns features is trained with the network, averaged and kept in checkpoints.
+            network = network if lesson.features is None else nn.ModuleList([network, lesson])
         self.network, self.split, self.recipe, self.saving = network, split, recipe, saving
         self.processes = processes
         self.identity = digest_of([identity, recipe.digest, split.digest])
-        self.device = next(network.parameters()).device
         self.precision = _precision(recipe, self.device)
         self.optimization = Optimization(
             network, recipe, scaled=self.precision == "fp16", processes=processes
@@ -212,13 +235,19 @@ class _Run:
             DetectionLoss(recipe.loss, assigner, processes),
             self.device,
             self.precision,
+            perturb=recipe.adversarial if recipe.adversarial.epsilon else None,
+            terms=() if lesson is None else (lesson,),
             scale=self.optimization.scaler.scale,
             shared_assignment=recipe.shared_assignment,
         )
         self.augment = Augmentation(
             recipe.zoom, recipe.shift, recipe.light, recipe.contrast, recipe.flip
         )
-        self.order = BatchSampler(len(split), recipe.batch_size, recipe.seed)
+        self.unchanged = Augmentation(0, 0, 0, 0, recipe.flip)
+        self.gates = gates(network)
+        self.order = recipe.curriculum.order(
+            split, recipe.batch_size, recipe.iterations, recipe.seed
+        )
 
     def train(
         self,
@@ -272,7 +301,9 @@ class _Run:
         indices = self.order(step)
         part = self.processes.part(len(indices))
         images, annotations = self.split.resized(*size).batch(indices[part])
-        changed, annotations = self.augment(
+        fine = self.recipe.stages.in_fine_tuning(step, self.recipe.iterations)
+        augment = self.unchanged if fine else self.augment
+        changed, annotations = augment(
             images, annotations, generator, count=len(indices), first=part.start
         )
         objects = Objects(*(tensor.to(self.device) for tensor in Objects.of(annotations)))
@@ -284,6 +315,9 @@ class _Run:
         """Take the step, or leave it out; return the parts of the loss, and what to say of it."""
         means = self.processes.mean(torch.tensor(list(parts.values()), dtype=torch.float64))
         parts = dict(zip(parts, means.tolist(), strict=True))
+        if self.recipe.stages.in_warmup(step, self.recipe.iterations):
+            for gate in self.gates:
+                gate.grad = None
         counters = self.optimization.counters
         before = counters.updates
         note = self.optimization.update(step, sum(parts.values()))
@@ -316,6 +350,10 @@ class _Run:
             training=self.identity, checkpoint=dataclasses.asdict(one.counters)
         )
         return one.counters
+
+
+def _digest(recipe: Recipe, teacher: Teacher | None) -> list[str]:
+    return [teacher.digest] if teacher is not None and recipe.needs_teacher else []
 
 
 def _precision(recipe: Recipe, device: torch.device) -> Precision:
@@ -366,11 +404,3 @@ def _batch_statistics(detector: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def _calibration(
-    split: Split, architecture: Architecture, device: torch.device
-) -> Iterator[Tensor]:
-    stream = batches(split.resized(*architecture.input), 32, seed=0)
-    for _ in range(_CALIBRATION_BATCHES):
-        yield next(stream)[0].to(device).float() / 255

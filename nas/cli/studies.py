@@ -322,7 +322,7 @@ def ablate(
 ) -> None:
     """Change one thing at a time around a network: train, measure and compare."""
     from nas import api
-    from nas.results.ablation import ablation_table, write_ablation
+    from nas.results.ablation_view import ablation_table, write_ablation
     from nas.results.console import LiveProgress
     from nas.searcher.ablation import AblationRequest
     from nas.searcher.request import Workspace

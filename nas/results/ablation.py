@@ -10,45 +10,40 @@ and nothing about a second training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-from rich import box
-from rich.table import Table
 from scipy import stats
 
-from nas.errors import InputError, StorageError, StudyError
-from nas.results.figures import write_figure
-from nas.searcher.ablation import COMMAND
+from nas.errors import InputError, StudyError
+from nas.searcher.ablation import COMMAND, cost_report
 from nas.searcher.database import Database
+from nas.searcher.switches import compared_with
 from nas.searcher.variants import BASELINE
 
 __all__ = [
+    "LEVEL",
     "AblationResult",
     "Covers",
     "Estimate",
-    "ablation_figure",
-    "ablation_table",
     "bootstrap_difference",
+    "estimate_of",
     "holm",
     "independent_difference",
     "paired_p",
     "t_interval",
-    "write_ablation",
 ]
 
 Covers = Literal["seeds", "images", "nothing"]
 """The source of error that an interval is about."""
 
-_LEVEL = 0.95
+LEVEL = 0.95
+_TRAINED = ("architecture", "precision", "recipe")
+_COSTS = ("cpu_s_per_step", "peak_bytes")
 _NO_DIFFERENCE = "no difference seen"
-_COLOURS = ("#1f6feb", "#1a7f37", "#bf8700", "#8250df", "#cf222e", "#0a7ea4", "#9a6700", "#57606a")
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def t_interval(values: Sequence[float]) -> Estimate:
         raise InputError(f"A t interval needs at least 2 values, got {len(values)}.")
     mean = float(np.mean(values))
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * error
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -119,7 +114,7 @@ def bootstrap_difference(value: float, ours: Sequence[float], theirs: Sequence[f
         raise InputError(
             f"A paired bootstrap needs equally many draws, got {len(ours)} and {len(theirs)}."
         )
-    outer = (1 - _LEVEL) / 2
+    outer = (1 - LEVEL) / 2
     low, high = np.quantile(np.subtract(ours, theirs), [outer, 1 - outer])
     return Estimate(value, float(low), float(high))
 
@@ -159,7 +154,8 @@ class AblationResult:
     Attributes:
         study: its name.
         arguments: what it was last asked for.
-        trainings: one row per variant and seed, with everything known about it.
+        trainings: one row per variant and seed, with everything known about it; what it cost is
+            nan where an earlier version trained it.
     """
 
     study: str
@@ -183,11 +179,21 @@ class AblationResult:
                 f"The ablation study {run.study_name!r} has no training yet.",
                 "Run the same command again to continue it.",
             )
+        costs = [
+            database.find_report(run.study_name, cost_report(*key)) or {}
+            for key in zip(*(trainings[name] for name in _TRAINED), strict=True)
+        ]
+        for name in _COSTS:
+            known = [cost.get(name) for cost in costs]
+            trainings[name] = [math.nan if each is None else float(each) for each in known]
         return cls(run.study_name, run.arguments, trainings)
 
     @property
     def table(self) -> pd.DataFrame:
         """One row per variant: its results, and its differences to the baseline.
+
+        A switch that makes up for what another takes away differs from that one: `reference` says
+        from which variant. Time and memory are compared with the baseline's.
 
         `same_as` names the variant that is the same network with the same recipe, and `map_covers`
         the error that the interval of the difference is about. `map_p_holm` is adjusted for the
@@ -224,22 +230,25 @@ class AblationResult:
                 _meaning_of_intervals(len(self.seeds)),
                 f"Latency on {self.arguments['device']}, with the 95 % interval of its "
                 "measurement.",
+                "CPU time of training and the most memory that it held are medians over seeds, "
+                "without the training of a teacher; the ratio is to the baseline's.",
                 _meaning_of_many(self.compared, len(self.seeds)),
             )
         )
 
     def _row(self, name: str) -> dict[str, Any]:
-        ours, base = self._of(name), self._of(BASELINE)
+        reference = compared_with(name, BASELINE)
+        ours, base = self._of(name), self._of(reference)
         first = ours.iloc[0]
         accuracy, covers = _accuracy(ours)
         row: dict[str, Any] = {
             column: first[column] for column in ("variant", "kind", "changed", "before", "after")
         }
-        row |= {"same_as": self._same_as(name), "seeds": len(ours)}
+        row |= {"reference": reference, "same_as": self._same_as(name), "seeds": len(ours)}
         row |= _columns("map50_95", accuracy) | {"map50": float(ours["map50"].mean())}
-        row |= _accuracy_difference(ours, base, is_same=row["same_as"] == BASELINE)
+        row |= _accuracy_difference(ours, base, is_same=row["same_as"] == reference)
         row |= _latency_columns(first, None if base.empty else base.iloc[0])
-        row |= {"interval_covers": covers}
+        row |= {"interval_covers": covers} | _costs(ours, self._of(BASELINE))
         counts = ("parameters", "macs", "architecture", "precision")
         return row | {column: first[column] for column in counts}
 
@@ -248,88 +257,10 @@ class AblationResult:
 
     def _same_as(self, name: str) -> str:
         """Name the first other variant that shares a training; empty if this is the first."""
-        keys = ["architecture", "precision", "recipe"]
+        keys = list(_TRAINED)
         table = self.trainings
         shared = table.merge(table[table["variant"] == name][keys], on=keys)["variant"]
         return "" if shared.iloc[0] == name else str(shared.iloc[0])
-
-
-def ablation_table(result: AblationResult) -> Table:
-    """Draw a study as a table: a section for each thing that was changed."""
-    title = f"Ablation study {result.study}"
-    table = Table(title=title, caption=result.caption, box=box.SIMPLE_HEAVY, show_edge=False)
-    table.title_justify = table.caption_justify = "left"
-    table.add_column("variant", overflow="fold")
-    # Two lines each, so that a row fits a terminal.
-    for column in (
-        "seeds",
-        "mAP50-95 [95 %]",
-        "difference [95 %]",
-        "latency ms [95 %]",
-        "difference [95 %]",
-        "parameters\nMACs",
-    ):
-        table.add_column(column, justify="right", no_wrap=True)
-    before = ""
-    for _, row in result.table.iterrows():
-        if row["changed"] != before:
-            table.add_section()
-        before = row["changed"]
-        table.add_row(*_cells(row), style="bold" if row["variant"] == BASELINE else None)
-    return table
-
-
-def ablation_figure(result: AblationResult) -> go.Figure:
-    """Draw every difference to the baseline with its interval: mAP left, latency right."""
-    table = result.table
-    table = table[table["variant"] != BASELINE]
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
-    for number, (_, rows) in enumerate(table.groupby("changed", sort=False)):
-        colour = _COLOURS[number % len(_COLOURS)]
-        for column, (name, unit) in enumerate((("map_delta", ""), ("latency_delta", "_ms")), 1):
-            trace = _dots(rows, name, unit, colour)
-            trace.showlegend = column == 1
-            figure.add_trace(trace, row=1, col=column)
-    figure.add_vline(x=0, line={"color": "#57606a", "dash": "dash"})
-    # The first variant stands on top, as in the table.
-    names = table["variant"].tolist()
-    height = 90 + 28 * max(len(names), 3)
-    figure.update_yaxes(categoryorder="array", categoryarray=names, autorange="reversed")
-    for column, quantity in ((1, "mAP50-95"), (2, "latency, ms")):
-        figure.update_xaxes(title=f"{quantity}: difference to the baseline", col=column)
-    lines = result.caption.replace(". ", ".<br>")
-    top = 70 + 17 * (lines.count("<br>") + 1)  # pixels that the caption takes
-    figure.update_layout(
-        title={
-            "text": f"Ablation study {result.study}",
-            "subtitle": {"text": lines},
-            "yref": "container",
-            "y": 1 - 25 / (top + height),
-        },
-        template="plotly_white",
-        legend={"title": "changed"},
-        width=1100,
-        height=top + height,
-        margin={"t": top},
-    )
-    return figure
-
-
-def write_ablation(result: AblationResult, folder: Path) -> list[Path]:
-    """Write the table and the trainings as CSV and the figure as HTML; return the three files.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
-    paths = [folder / name for name in ("ablation.csv", "trainings.csv", "ablation.html")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        result.table.to_csv(paths[0], index=False)
-        result.trainings.drop(columns="resampled").to_csv(paths[1], index=False)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written to: {error.strerror}.") from error
-    write_figure(ablation_figure(result), paths[2])
-    return paths
 
 
 def _accuracy(ours: pd.DataFrame) -> tuple[Estimate, Covers]:
@@ -339,7 +270,7 @@ def _accuracy(ours: pd.DataFrame) -> tuple[Estimate, Covers]:
         # No mAP lies outside 0..1; Student's distribution does not know.
         return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0)), "seeds"
     first = ours.iloc[0]
-    return _estimate(first, "map50_95"), "images"
+    return estimate_of(first, "map50_95"), "images"
 
 
 def _accuracy_difference(
@@ -368,14 +299,14 @@ def _accuracy_difference(
 
 
 def _latency_columns(first: pd.Series, base: pd.Series | None) -> dict[str, Any]:
-    latency = _estimate(first, "latency", "_ms")
+    latency = estimate_of(first, "latency", "_ms")
     difference, verdict = _UNKNOWN, ""
     if base is not None and first["variant"] != BASELINE:
         keys = ["architecture", "precision"]
         if (first[keys] == base[keys]).all():
             difference = Estimate(0.0)  # one network is measured once
         else:
-            difference = independent_difference(latency, _estimate(base, "latency", "_ms"))
+            difference = independent_difference(latency, estimate_of(base, "latency", "_ms"))
             verdict = difference.verdict("slower", "faster")
     share = math.nan if base is None else float(difference.value / base["latency_ms"])
     return {
@@ -387,6 +318,17 @@ def _latency_columns(first: pd.Series, base: pd.Series | None) -> dict[str, Any]
     }
 
 
+def _costs(ours: pd.DataFrame, base: pd.DataFrame) -> dict[str, float]:
+    """Return medians over seeds: others that use the machine make single ones slow."""
+    mine, theirs = (each[list(_COSTS)].median() for each in (ours, base))
+    step = float(mine["cpu_s_per_step"])
+    return {
+        "cpu_s_per_step": step,
+        "time_ratio": step / float(theirs["cpu_s_per_step"]),
+        "peak_bytes": float(mine["peak_bytes"]),
+    }
+
+
 def _columns(name: str, estimate: Estimate, unit: str = "") -> dict[str, float]:
     return {
         f"{name}{unit}": estimate.value,
@@ -395,7 +337,7 @@ def _columns(name: str, estimate: Estimate, unit: str = "") -> dict[str, float]:
     }
 
 
-def _estimate(row: pd.Series, name: str, unit: str = "") -> Estimate:
+def estimate_of(row: pd.Series, name: str, unit: str = "") -> Estimate:
     """Read what `_columns` wrote."""
     return Estimate(*(float(row[f"{name}{end}{unit}"]) for end in ("", "_low", "_high")))
 
@@ -406,7 +348,7 @@ def _meaning_of_intervals(seeds: int) -> str:
             "With one seed the intervals cover which images are scored (bootstrap, paired for "
             "differences); how much a second training would differ is not known."
         )
-    quantile = stats.t.ppf((1 + _LEVEL) / 2, seeds - 1)
+    quantile = stats.t.ppf((1 + LEVEL) / 2, seeds - 1)
     return (
         "95 % t intervals over seeds (first weights, data order, augmentation), differences paired "
         f"by seed: {quantile:.1f} standard errors either way; the images are the same throughout. "
@@ -421,53 +363,3 @@ def _meaning_of_many(compared: int, seeds: int) -> str:
     )
     corrected = " A star marks what holds after Holm's correction for their number."
     return many + (corrected if seeds > 1 else "")
-
-
-def _cells(row: pd.Series) -> Iterator[str]:
-    alone = "†" if row["interval_covers"] == "images" else ""
-    marks = " †" if row["map_covers"] == "images" else ""
-    marks += " *" if row["map_p_holm"] < 1 - _LEVEL else ""
-    share = 0.0 if math.isnan(row["latency_delta_share"]) else row["latency_delta_share"]
-    moved = _shown(_estimate(row, "latency_delta", "_ms"), "+.3f")
-    yield str(row["variant"]) + (f"\nis {row['same_as']}" if row["same_as"] else "")
-    yield f"{row['seeds']}{alone}"
-    yield _shown(_estimate(row, "map50_95"), ".3f")
-    yield _shown(_estimate(row, "map_delta"), "+.3f") + f"\n{row['map_verdict']}{marks}"
-    yield _shown(_estimate(row, "latency", "_ms"), ".3f") + f"\n{row['latency_source']}"
-    yield moved + (f" {share:+.0%}" if share else "") + f"\n{row['latency_verdict']}"
-    yield f"{row['parameters'] / 1e3:.0f} k\n{row['macs'] / 1e6:.1f} M"
-
-
-def _shown(estimate: Estimate, form: str) -> str:
-    value, low, high = estimate.value, estimate.low, estimate.high
-    if math.isnan(value):
-        return ""
-    if math.isnan(low):
-        return f"{value:{form}}" if value else "0"
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _dots(rows: pd.DataFrame, name: str, unit: str, colour: str) -> go.Scatter:
-    changed = str(rows["changed"].iloc[0])
-    values, low, high = (rows[f"{name}{end}{unit}"] for end in ("", "_low", "_high"))
-    return go.Scatter(
-        x=values,
-        y=rows["variant"],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": (high - values).fillna(0),
-            "arrayminus": (values - low).fillna(0),
-            "thickness": 1.5,
-            "width": 4,
-        },
-        mode="markers",
-        marker={"color": colour, "size": 9},
-        name=changed,
-        legendgroup=changed,
-        customdata=rows[["seeds", "map_covers", "latency_source", "before", "after"]],
-        hovertemplate=(
-            "%{y}<br>%{x:+.4f}<br>%{customdata[3]} to %{customdata[4]}<br>%{customdata[0]} seeds, "
-            "interval of mAP over %{customdata[1]}<br>latency %{customdata[2]}<extra></extra>"
-        ),
-    )

@@ -21,6 +21,7 @@ import torch
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.formats import load_dataset
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.recipe_fields import Value, with_fields
 from nas.errors import InputError, NasError, StudyError
 from nas.latency.hardware import Hardware
 from nas.latency.latency import Latency
@@ -36,10 +37,11 @@ from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace, training_recipe
 from nas.searcher.setting import installed_versions
 from nas.searcher.tables import AblationRow
+from nas.searcher.teachers import find_teacher
 from nas.searcher.variants import Changes, Plan, Variant, find_subject, plan
-from nas.space.architecture import digest_of
+from nas.space.architecture import Architecture, digest_of
 
-__all__ = ["COMMAND", "AblationRequest", "ablate"]
+__all__ = ["COMMAND", "AblationRequest", "ablate", "cost_report"]
 
 COMMAND = "ablate"
 """How runs of ablation studies are marked in the database."""
@@ -71,6 +73,7 @@ class AblationRequest:
         runtime: of the engines; None takes the hardware's own.
         quick: a small recipe and few embedded scenes, to try things out.
         jobs: processes that train side by side.
+        recipe_values: field of the baseline's recipe -> value; see `nas.accuracy.recipe_fields`.
     """
 
     subject: str
@@ -87,6 +90,7 @@ class AblationRequest:
     runtime: str | None = None
     quick: bool = False
     jobs: int = 1
+    recipe_values: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(self.seeds, self.jobs) < 1:
@@ -102,7 +106,7 @@ class AblationRequest:
 
     def recipe(self) -> Recipe:
         """How the baseline is trained."""
-        recipe = training_recipe(self.data, 0, quick=self.quick)
+        recipe = with_fields(training_recipe(self.data, 0, quick=self.quick), self.recipe_values)
         if self.iterations is not None:
             recipe = dataclasses.replace(recipe, iterations=self.iterations)
         return recipe
@@ -112,6 +116,7 @@ class AblationRequest:
         values = {"changes": self.changes.as_dict()}
         for name in ("subject", "space", "seeds", "data", "precision", "hardware", "runtime"):
             values[name] = getattr(self, name)
+        values["recipe"] = dict(self.recipe_values)
         return {**values, "iterations": self.iterations, "quick": self.quick}
 
 
@@ -149,7 +154,8 @@ def ablate(request: AblationRequest, listener: Listener) -> str:
         with LatencyMeter(
             hardware, runtime, precisions=precisions, store=database, isolated=True
         ) as meter:
-            study = _Study(request, planned, dataset, meter, database)
+            largest = space.candidate(space.anchors["max"], len(dataset.classes)).architecture
+            study = _Study(request, planned, dataset, meter, database, largest)
             with study.opened():
                 study.run(listener)
     return study.name
@@ -165,8 +171,10 @@ class _Study:
         dataset: Dataset,
         meter: LatencyMeter,
         database: Database,
+        largest: Architecture,
     ) -> None:
         self._request = request
+        self._largest = largest
         self._plan = planned
         self._dataset = dataset
         self._meter = meter
@@ -193,7 +201,7 @@ class _Study:
         """Measure every candidate, then train and score what is not stored yet."""
         latencies = self._measure(listener)
         self._share()
-        jobs = dict(self._jobs())
+        jobs = dict(self._jobs(listener))
         planned = len(list(self._plan.trainings()))
         if len(jobs) < planned:
             listener.say(f"{planned - len(jobs)} of {planned} trainings are stored already.")
@@ -230,7 +238,7 @@ class _Study:
         self._meter.close()  # the engines of the reference would only take memory from now on
         return latencies
 
-    def _jobs(self) -> Iterator[tuple[Job, tuple[Variant, int]]]:
+    def _jobs(self, listener: Listener) -> Iterator[tuple[Job, tuple[Variant, int]]]:
         """Yield what is not stored yet, in order."""
         done = {_key(row) for row in self._database.ablation_rows(self.name)}
         for variant, seed in self._plan.trainings():
@@ -240,8 +248,14 @@ class _Study:
                 name = f"{variant.name}, seed {seed}"
                 runtime = self._meter.runtime.name
                 path = self._checkpoint(variant, recipe)
-                job = Job(name, variant.candidate, recipe, runtime, path)
+                teacher = self._teacher(variant, listener)
+                job = Job(name, variant.candidate, recipe, runtime, path, teacher)
                 yield job, (variant, seed)
+
+    def _teacher(self, variant: Variant, listener: Listener) -> Path | None:
+        largest = self._largest.at_input(variant.candidate.architecture.input)
+        request = self._request
+        return find_teacher(variant.recipe, largest, self._dataset, request.workspace, listener)
 
     def _checkpoint(self, variant: Variant, recipe: Recipe) -> Path:
         digest = digest_of([self.name, variant.digest, recipe.digest, self._dataset.digest])
@@ -276,6 +290,9 @@ class _Study:
             "iterations": outcome.iterations,
             "seconds": outcome.seconds,
         }
+        costs = {"cpu_s_per_step": outcome.cpu_s_per_step, "peak_bytes": outcome.peak_bytes}
+        key = (candidate.architecture.digest, candidate.precision, recipe.digest)
+        self._database.add_report(self.name, cost_report(*key), costs)
         for one in self._plan.same_as(variant):
             self._add(one, seed, values)
 
@@ -357,6 +374,11 @@ class _Study:
             seed=0,
             versions=installed_versions(),
         )
+
+
+def cost_report(architecture: str, precision: str, recipe: str) -> str:
+    """Name the report of what a training of a study cost, from the digests of what it trained."""
+    return f"cost {digest_of([architecture, precision, recipe])}"
 
 
 def _fingerprint(planned: Plan, dataset: Dataset, meter: LatencyMeter) -> dict[str, str]:

@@ -24,12 +24,14 @@ from nas.accuracy.bootstrap import resampled_map
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, train_detector
-from nas.errors import EngineError, ExportError, NasError, TrainingError
+from nas.errors import EngineError, ExportError, InputError, NasError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
 from nas.searcher.engines import score_engine, trained_graph
+from nas.searcher.memory import PeakMemory
 from nas.searcher.team import Due
 from nas.space.architecture import Candidate
 
@@ -51,6 +53,7 @@ class Job:
         recipe: how; its seed also decides the first weights.
         runtime: name of the runtime that builds the engine.
         checkpoint: written while training, read if it exists; the caller deletes it.
+        teacher: folder or file of a trained network, if the recipe needs one.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Job:
     recipe: Recipe
     runtime: str
     checkpoint: Path
+    teacher: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,16 @@ class Outcome:
         resampled: mAP50-95 on each resample of the images; the draws are the same for every job.
         iterations: steps.
         seconds: wall time since the training began or was last continued, scoring included.
+        cpu_s_per_step: CPU time of the training, a teacher's answers included, by its steps.
+        peak_bytes: most memory that the training held; None where it cannot be known.
     """
 
     accuracy: Accuracy
     resampled: tuple[float, ...]
     iterations: int
     seconds: float
+    cpu_s_per_step: float
+    peak_bytes: int | None
 
 
 def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]) -> Outcome:
@@ -89,18 +97,26 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         TrainingError: the loss does not stay finite.
         ExportError: the network has no ONNX form.
         EngineError: see `score_engine`.
+        StorageError: the teacher cannot be read.
     """
     elapsed = Elapsed()
     architecture = job.candidate.architecture
+    dataset.train.resized(*architecture.input)  # once for all trainings: it is no cost of this one
+    training, memory = Elapsed(), PeakMemory()
+    teacher = None
+    if job.teacher is not None:
+        teacher = Teacher.load(job.teacher, dataset.train, len(dataset.classes))
     detector = Detector(architecture, seed=job.recipe.seed)
     result = train_detector(
         detector,
         dataset.train,
         job.recipe,
+        teacher=teacher,
         progress=hear,
         checkpoint=job.checkpoint,
         due=Due(),
     )
+    cpu_s, peak_bytes = training.cpu_s, memory.bytes
     runtime: Runtime = plugins.load("runtimes", job.runtime)()
     graph = trained_graph(detector, job.candidate, dataset.train)
     accuracy, detections = score_engine(
@@ -108,7 +124,14 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
     )
     # Equal draws for every training, so that their differences are paired.
     resampled = resampled_map(detections, dataset.validation.annotations, seed=0)
-    return Outcome(accuracy, tuple(resampled.tolist()), result.iterations, elapsed.wall_s)
+    return Outcome(
+        accuracy,
+        tuple(resampled.tolist()),
+        result.iterations,
+        elapsed.wall_s,
+        cpu_s / max(result.iterations - result.resumed_from, 1),
+        peak_bytes,
+    )
 
 
 def run_jobs(
@@ -175,7 +198,7 @@ def _result(future: Future[Outcome | NasError]) -> Outcome | NasError:
 def _attempt(job: Job, dataset: Dataset, hear: Callable[[Progress], None]) -> Outcome | NasError:
     try:
         return train_and_score(job, dataset, hear)
-    except (TrainingError, ExportError, EngineError) as error:
+    except (TrainingError, ExportError, EngineError, InputError) as error:
         return error
 
 

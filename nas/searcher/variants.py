@@ -8,16 +8,14 @@ choices at once, for controls such as random tokens, or dense attention at equal
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
-from nas.accuracy.assigner import TaskAlignedAssigner
-from nas.accuracy.augment import Augmentation
-from nas.accuracy.loss import LossWeights
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.recipe_fields import field_value, parse_field, with_fields
 from nas.errors import InputError, SpaceError, UnknownNameError
+from nas.searcher.switches import find_switch
 from nas.space.architecture import Candidate, Precision, digest_of
 from nas.space.space import Label, Point, SearchSpace, load_space
 from nas.space.subject import find_anchor, is_file, read_architecture
@@ -31,13 +29,13 @@ __all__ = [
     "changed_recipe",
     "find_subject",
     "plan",
-    "recipe_fields",
 ]
 
 BASELINE = "baseline"
 
-Kind = Literal["baseline", "choice", "recipe", "several"]
-"""Nothing is changed, a choice of the space, a field of the recipe, or several choices at once."""
+Kind = Literal["baseline", "choice", "recipe", "switch", "several"]
+"""Nothing is changed, a choice of the space, a field of the recipe, or several at once: of the
+recipe, under the name of a switch, or of the space."""
 
 _NOT_VARIED = {
     "seed": "every variant is trained with every seed",
@@ -55,11 +53,13 @@ class Changes:
         choices: choice of the space -> labels to try; an empty sequence means all of them.
         recipe: field of `Recipe` (`peak_lr`, `loss.box`) -> values to try.
         extra: name -> labels of the choices that it changes, all at once.
+        switches: names that `nas.searcher.switches` knows.
     """
 
     choices: Mapping[str, Sequence[Label]] = field(default_factory=dict)
     recipe: Mapping[str, Sequence[Label]] = field(default_factory=dict)
     extra: Mapping[str, Point] = field(default_factory=dict)
+    switches: Sequence[str] = ()
 
     @classmethod
     def parse(
@@ -67,6 +67,7 @@ class Changes:
         vary: Sequence[str] = (),
         recipe: Sequence[str] = (),
         extra: Mapping[str, Point] | None = None,
+        switches: Sequence[str] = (),
     ) -> Changes:
         """Read `CHOICE` or `CHOICE=A,B` of the space, and `FIELD=A,B` of the recipe.
 
@@ -80,7 +81,7 @@ class Changes:
                     f"A field of the recipe needs values, got {name!r} alone.",
                     f"Write {name}=A,B.",
                 )
-        return cls(_named_values(vary), fields, extra or {})
+        return cls(_named_values(vary), fields, extra or {}, tuple(switches))
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -88,6 +89,7 @@ class Changes:
             "choices": {name: list(labels) for name, labels in self.choices.items()},
             "recipe": {name: list(values) for name, values in self.recipe.items()},
             "extra": {name: dict(edits) for name, edits in self.extra.items()},
+            "switches": list(self.switches),
         }
 
 
@@ -189,10 +191,11 @@ def plan(
         InputError: nothing is changed, a name is unknown, a value cannot be, or options do not go
             together; the message names the variant.
     """
-    if not (changes.choices or changes.recipe or changes.extra):
+    if not (changes.choices or changes.recipe or changes.extra or changes.switches):
         raise InputError(
             "An ablation study needs something to change.",
-            f"Vary one of the choices {', '.join(space.choices)}, or a field of the recipe.",
+            f"Vary one of the choices {', '.join(space.choices)}, a field of the recipe, or a "
+            "switch.",
         )
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise InputError(f"An ablation study needs distinct seeds of at least 0, got {seeds}.")
@@ -201,6 +204,7 @@ def plan(
         Variant(BASELINE, "baseline", "", "", "", maker.candidate(BASELINE, {}), maker.recipe),
         *maker.of_choices(changes.choices),
         *maker.of_recipe(changes.recipe),
+        *maker.of_switches(changes.switches),
         *maker.of_extra(changes.extra),
     ]
     _refuse_equal_names(variants)
@@ -226,23 +230,12 @@ def find_subject(subject: str, space: str | None = None) -> tuple[SearchSpace, P
     return find_anchor(subject, space)
 
 
-def recipe_fields() -> dict[str, Any]:
-    """List the fields of a recipe that can be varied, with their types; `loss.box` is nested."""
-    fields: dict[str, Any] = {}
-    for name, kind in get_type_hints(Recipe).items():
-        if kind is LossWeights:
-            fields |= {f"{name}.{part}": of for part, of in get_type_hints(kind).items()}
-        elif name not in _NOT_VARIED:
-            fields[name] = kind
-    return fields
-
-
 def changed_recipe(recipe: Recipe, name: str, value: Label) -> tuple[Recipe, Label]:
     """Set one field of a recipe.
 
     Args:
         recipe: what to start from; it stays as it is.
-        name: a key of `recipe_fields`.
+        name: a field, such as `peak_lr` or `loss.box`.
         value: the value, or its text.
 
     Returns:
@@ -251,25 +244,18 @@ def changed_recipe(recipe: Recipe, name: str, value: Label) -> tuple[Recipe, Lab
     Raises:
         InputError: no such field, or it cannot have that value.
     """
-    fields = recipe_fields()
     if name in _NOT_VARIED:
         raise InputError(f"The recipe's {name!r} is not varied: {_NOT_VARIED[name]}.")
-    if name not in fields:
-        raise UnknownNameError.of("recipe field", name, fields)
-    parsed = _parse(name, fields[name], str(value))
-    outer, _, inner = name.partition(".")
-    edits: dict[str, Any] = {outer: parsed}
+    parsed = parse_field(name, str(value))
+    return _changed(recipe, {name: parsed}, f"{name}={value}"), parsed
+
+
+def _changed(recipe: Recipe, values: Mapping[str, Label], what: str) -> Recipe:
     try:
-        if inner:
-            edits = {outer: dataclasses.replace(getattr(recipe, outer), **{inner: parsed})}
-        changed = dataclasses.replace(recipe, **edits)
-        # These check their part of a recipe only when a training begins.
-        Augmentation(changed.zoom, changed.shift, changed.light, changed.contrast, changed.flip)
-        TaskAlignedAssigner(changed.alpha, changed.beta, changed.topk)
+        return with_fields(recipe, values)
     except InputError as error:
         rule = error.message.partition(", got ")[0].rstrip(".")
-        raise InputError(f"A recipe cannot have {name}={value}. {rule}.") from error
-    return changed, parsed
+        raise InputError(f"A recipe cannot have {what}. {rule}.", error.remedy) from error
 
 
 @dataclass(frozen=True)
@@ -308,11 +294,25 @@ class _Maker:
                     f"{name}={after}",
                     "recipe",
                     name,
-                    str(_value(self.recipe, name)),
+                    str(field_value(self.recipe, name)),
                     str(after),
                     self.candidate(BASELINE, {}),
                     recipe,
                 )
+
+    def of_switches(self, wanted: Sequence[str]) -> Iterator[Variant]:
+        for name in wanted:
+            values = find_switch(name).values
+            recipe = _changed(self.recipe, values, name)
+            yield Variant(
+                name,
+                "switch",
+                ", ".join(values),
+                ", ".join(str(field_value(self.recipe, one)) for one in values),
+                ", ".join(str(value) for value in values.values()),
+                self.candidate(BASELINE, {}),
+                recipe,
+            )
 
     def of_extra(self, wanted: Mapping[str, Point]) -> Iterator[Variant]:
         for name, edits in wanted.items():
@@ -400,27 +400,3 @@ def _named_values(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
             raise InputError(f"{name!r} is varied twice.", f"Write {name}=A,B once.")
         found[name] = tuple(part.strip() for part in values.split(",") if part.strip())
     return found
-
-
-def _value(recipe: Recipe, name: str) -> object:
-    value: object = recipe
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _parse(name: str, kind: Any, text: str) -> Label:
-    """Read the text of a value of a field: a number, a truth value, or one of some words."""
-    words = {"true": True, "false": False} if kind is bool else {w: w for w in get_args(kind)}
-    if words:
-        if text.lower() not in words:
-            raise UnknownNameError.of(f"value of {name!r}", text, words)
-        return words[text.lower()]
-    try:
-        number = int(text) if kind is int else float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        what = "a whole number" if kind is int else "a number"
-        raise InputError(f"The recipe's {name!r} is {what}, got {text!r}.")
-    return number

@@ -15,15 +15,13 @@ from nas.errors import InputError, StorageError, StudyError
 from nas.results.ablation import (
     AblationResult,
     Estimate,
-    ablation_figure,
-    ablation_table,
     bootstrap_difference,
     holm,
     independent_difference,
     paired_p,
     t_interval,
-    write_ablation,
 )
+from nas.results.ablation_view import ablation_figure, ablation_table, write_ablation
 from nas.searcher.database import Database
 
 values = st.lists(st.floats(-1, 1).map(lambda value: round(value, 4)), min_size=2, max_size=8)
