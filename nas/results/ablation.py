@@ -230,8 +230,8 @@ class AblationResult:
                 _meaning_of_intervals(len(self.seeds)),
                 f"Latency on {self.arguments['device']}, with the 95 % interval of its "
                 "measurement.",
-                "CPU time of training and the most memory that it held are medians over seeds, "
-                "without the training of a teacher; the ratio is to the baseline's.",
+                "CPU time of a training step and the most memory that training held are medians "
+                "over seeds, without the training of a teacher; the ratio is to the baseline's.",
                 _meaning_of_many(self.compared, len(self.seeds)),
             )
         )
@@ -358,7 +358,7 @@ def _meaning_of_intervals(seeds: int) -> str:
 
 def _meaning_of_many(compared: int, seeds: int) -> str:
     many = (
-        f"{compared} variants are compared with the baseline: without any effect, 1 in 20 "
+        f"{compared} variants are compared: without any effect, 1 in 20 "
         "intervals would still exclude 0."
     )
     corrected = " A star marks what holds after Holm's correction for their number."

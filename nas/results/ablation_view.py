@@ -35,7 +35,7 @@ def ablation_table(result: AblationResult) -> Table:
         "difference [95 %]",
         "latency ms [95 %]",
         "difference [95 %]",
-        "CPU s per step\npeak memory",
+        "CPU ms\nmemory",
         "parameters\nMACs",
     ):
         table.add_column(column, justify="right", no_wrap=True)
@@ -120,7 +120,7 @@ def _cells(row: pd.Series) -> Iterator[str]:
 
 def _cost_cell(row: pd.Series) -> str:
     time, memory = row["cpu_s_per_step"], row["peak_bytes"]
-    first = "" if math.isnan(time) else f"{time:.3f} x{row['time_ratio']:.2f}"
+    first = "" if math.isnan(time) else f"{1e3 * time:.0f} x{row['time_ratio']:.2f}"
     return first if math.isnan(memory) else f"{first}\n{memory / 2**20:.0f} MB"
 
 

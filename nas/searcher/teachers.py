@@ -18,6 +18,7 @@ from nas.errors import InputError
 from nas.model.detector import Detector
 from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace
+from nas.searcher.team import Due
 from nas.space.architecture import Architecture, digest_of
 
 __all__ = ["find_teacher", "plain_recipe"]
@@ -67,7 +68,7 @@ def find_teacher(
     listener.stage("Train the teacher", plain.iterations)
     checkpoint = path.with_suffix(".checkpoint")
     detector = Detector(largest, seed=plain.seed)
-    train_detector(detector, split, plain, progress=hear, checkpoint=checkpoint)
+    train_detector(detector, split, plain, progress=hear, checkpoint=checkpoint, due=Due())
     save_detector(detector, path)
     checkpoint.unlink(missing_ok=True)
     return path

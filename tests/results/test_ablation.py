@@ -309,6 +309,8 @@ def test_ablation_table__shows_every_number_with_its_interval(three_seeds):
     assert "+0.200 [+0.178, +0.222] +20%" in text
     assert "better *" in text
     assert "is baseline" in text
+    assert "220 x2.00" in text
+    assert "101 MB" in text
     assert max(len(line) for line in text.splitlines()) <= 150
 
 
