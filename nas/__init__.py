@@ -11,7 +11,7 @@ from nas.errors import NasError
 from nas.units import Budget
 
 if TYPE_CHECKING:
-    from nas.api import Found, ablate, describe, estimate, explain, measure, resume, search
+    from nas.api import Found, ablate, describe, estimate, explain, measure, resume, search, trust
     from nas.space.architecture import Architecture
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "measure",
     "resume",
     "search",
+    "trust",
 ]
 
 _LAZY = {
@@ -38,6 +39,7 @@ _LAZY = {
     "measure": "nas.api",
     "resume": "nas.api",
     "search": "nas.api",
+    "trust": "nas.api",
 }
 
 

@@ -32,6 +32,7 @@ from nas.results.ablation import AblationResult
 from nas.results.bench import Bench
 from nas.results.delivery import Delivered, deliver, train_alone
 from nas.results.explanation import Explanation
+from nas.results.trust import checked, write_trust
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.bounds import Bounds
@@ -51,6 +52,8 @@ from nas.searcher.request import LatencyMode, Request, Workspace, training_recip
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.score import Score
 from nas.searcher.setting import open_setting
+from nas.searcher.trust import Trust
+from nas.searcher.trust_job import Effort, check_trust
 from nas.searcher.upgrade import Upgrade, upgrade_study
 from nas.space.space import Point
 from nas.space.subject import find_anchor, is_file, read_architecture
@@ -74,6 +77,7 @@ __all__ = [
     "search",
     "stored_request",
     "train",
+    "trust",
 ]
 
 
@@ -126,6 +130,7 @@ def search(
     beta: float = 0.0,
     seed: int = 0,
     quick: bool = False,
+    trust: bool = True,
     listener: Listener | None = None,
 ) -> Found:
     """Search for the most accurate detector within a latency budget, and deliver it.
@@ -151,6 +156,7 @@ def search(
         beta: weight of the latency in ms in the score (lambda).
         seed: of every random draw.
         quick: a small recipe, to try things out.
+        trust: check the ranking at the end, by a few networks that are trained on their own.
         listener: hears how it goes.
 
     Returns:
@@ -178,6 +184,7 @@ def search(
         score=Score(alpha, beta),
         seed=seed,
         quick=quick,
+        trust=trust,
     )
     return _run(request, listener)
 
@@ -187,6 +194,7 @@ def resume(
     *,
     budget: str | Budget | None = None,
     evaluations: int | None = None,
+    trust: bool | None = None,
     storage: str | None = None,
     workspace: str | Path = "studies",
     listener: Listener | None = None,
@@ -197,6 +205,7 @@ def resume(
         study: name; the latest if None.
         budget: another bound than then.
         evaluations: another number than then.
+        trust: check the ranking, or do not; as then if None.
         storage: as in `search`.
         workspace: as in `search`.
         listener: hears how it goes.
@@ -211,6 +220,8 @@ def resume(
         request = dataclasses.replace(request, budget=_budget(budget))
     if evaluations is not None:
         request = dataclasses.replace(request, evaluations=evaluations)
+    if trust is not None:
+        request = dataclasses.replace(request, trust=trust)
     return _run(request, listener)
 
 
@@ -241,6 +252,30 @@ def explain(
     with Database(request.url) as database:
         sample = Sample.load(database, request)
     return Explanation(run_explain(str(request.study), sample))
+
+
+def trust(
+    request: Request, effort: Effort | None = None, listener: Listener | None = None
+) -> Trust:
+    """Check whether the ranking of a stored study holds, by networks that are trained on their own.
+
+    Whatever was trained for it before is not trained again. The report is stored with the study;
+    `trust.html` and `trust.csv` lie in its folder.
+
+    Args:
+        request: from `stored_request`.
+        effort: how many networks and seeds, and how long; 12 and 2 by the study's recipe if None.
+        listener: hears how it goes.
+
+    Raises:
+        As `nas.searcher.trust_job.check_trust`.
+    """
+    listener = listener or Silent()
+    with open_setting(request, listener) as setting:
+        result = _load(setting.database, request)
+        found = check_trust(setting, result, effort or Effort(), listener)
+    write_trust(found, request.workspace.bundle(result.study))
+    return found
 
 
 def export(request: Request, listener: Listener, trial: int | None = None) -> Delivered:
@@ -484,7 +519,7 @@ def _load(database: Database, request: Request) -> StudyResult:
 def _run(request: Request, listener: Listener | None) -> Found:
     listener = listener or Silent()
     with open_setting(request, listener) as setting:
-        result = run_search(setting, listener)
+        result = checked(setting, run_search(setting, listener), listener)
         return Found(result, deliver(setting, result, listener))
 
 

@@ -113,6 +113,25 @@ def test_measure__says_what_is_wrong(
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--landmarks", "3"], ["at least 4", "3"]),
+        (["--seeds", "0"], ["at least 1", "0"]),
+        (["--threshold", "2"], ["threshold", "2"]),
+        (["--study", "x"], ["'x'", "no study"]),
+    ],
+)
+def test_trust__says_rule_value_and_remedy(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    code, text = run("trust", *arguments)
+    assert code == 1
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text
+
+
 def test_search__refuses_an_estimate_when_told_to(run: Run) -> None:
     code, text = run(
         "search", "--hardware", "xavier-nx", "--budget", "9ms", "--latency", "measured", "--quick"
@@ -311,9 +330,10 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
     "--max-params --max-macs --max-size --max-memory --sampler --evaluations --study --resume "
-    "--lambda --alpha --seed --quick --storage --workspace",
+    "--lambda --alpha --seed --quick --no-trust --storage --workspace",
     "front": "--study --lambda --budget --storage --workspace",
     "explain": "--study --output --storage --workspace",
+    "trust": "--study --landmarks --seeds --iterations --jobs --threshold --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",
     "describe": "--classes --svg --json --workspace",
     "ablate": "--space --vary --recipe --against --seeds --iterations --data --hardware --runtime "

@@ -21,6 +21,7 @@ import nas
 from nas.api import export, front, measure_study, stored_request, train
 from nas.errors import BudgetError, EngineError, MeasurementError, StudyError
 from nas.searcher.progress import Silent
+from nas.searcher.trust_job import Effort
 from nas.space.architecture import Architecture
 
 pytestmark = pytest.mark.e2e
@@ -93,6 +94,28 @@ def test_bundle__architecture_loads_back_to_the_same_network(found: nas.Found) -
     assert len(facts["provenance"]["data"]["digest"]) >= 16
 
 
+def test_search__says_whether_its_ranking_holds(found: nas.Found) -> None:
+    report = found.result.trust
+    assert report is not None
+    assert (report["form"], report["seeds"], report["landmarks"]) == ("short", 1, 8)
+    text = report["verdict"]["text"]
+    assert "Short check" in text
+    assert text in (found.folder / "card.md").read_text()
+    facts = yaml.safe_load((found.folder / "architecture.yaml").read_text())
+    assert facts["ranking"] == report["verdict"]
+    assert (found.folder / "trust.html").exists()
+    again = front(stored_request(found.study, None, found.folder.parent))
+    assert again.trust == report
+
+
+def test_trust__goes_on_from_what_a_search_trained(found: nas.Found) -> None:
+    request = stored_request(found.study, None, found.folder.parent)
+    report = found.result.trust
+    assert report is not None
+    effort = Effort(landmarks=8, seeds=1, iterations=report["iterations"], jobs=1)
+    assert nas.trust(request, effort).as_dict() == report
+
+
 def test_bundle__onnx_keeps_its_contract(found: nas.Found) -> None:
     model = onnx.load(found.folder / "model.onnx")
     onnx.checker.check_model(model)
@@ -110,7 +133,9 @@ def test_bundle__card_says_interval_split_and_environment(found: nas.Found) -> N
 def test_search__int8_delivers_the_graph_that_was_measured_and_scored(tmp_path: Path) -> None:
     space = tmp_path / "tiny.yaml"
     space.write_text(TINY.replace("architecture:\n", "precision: int8\narchitecture:\n"))
-    found = nas.search("50ms", space=str(space), evaluations=1, quick=True, workspace=tmp_path)
+    found = nas.search(
+        "50ms", space=str(space), evaluations=1, quick=True, trust=False, workspace=tmp_path
+    )
     assert set(found.front["precision"]) == {"int8"}
     model = onnx.load(found.folder / "model.onnx")
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
@@ -150,7 +175,7 @@ def test_export__another_trial(found: nas.Found) -> None:
 def test_resume__repeats_nothing_and_goes_on(found: nas.Found) -> None:
     workspace = found.folder.parent
     before = found.result.evaluations
-    more = nas.resume(found.study, evaluations=6, workspace=workspace)
+    more = nas.resume(found.study, evaluations=6, trust=False, workspace=workspace)
     after = more.result.evaluations
     assert after["trial"].tolist()[: len(before)] == before["trial"].tolist()
     assert (after["state"] == "complete").sum() == 6
@@ -160,19 +185,23 @@ def test_resume__repeats_nothing_and_goes_on(found: nas.Found) -> None:
 
 def test_study__another_space_is_refused_with_both_digests(found: nas.Found) -> None:
     with pytest.raises(StudyError, match=r"space.*has '[0-9a-f]{16}', and .* '[0-9a-f]{16}'"):
-        nas.search("50ms", quick=True, workspace=found.folder.parent, study=found.study)
+        nas.search(
+            "50ms", quick=True, trust=False, workspace=found.folder.parent, study=found.study
+        )
 
 
 def test_budget__that_nothing_meets_names_one_that_would_work(found: nas.Found, tiny: str) -> None:
     with pytest.raises(BudgetError, match=r"fastest of .* takes [\d.]+ ms") as caught:
-        nas.search("0.001ms", space=tiny, quick=True, workspace=found.folder.parent)
+        nas.search("0.001ms", space=tiny, quick=True, trust=False, workspace=found.folder.parent)
     assert re.search(r"smallest budget that would work is about [\d.]+ms", caught.value.remedy)
 
 
 def test_budget__infeasible_candidates_cost_no_accuracy(found: nas.Found, tiny: str) -> None:
     latencies = np.sort(found.result.evaluations["latency_ms"].dropna().unique())
     budget = f"{(latencies[0] + latencies[-1]) / 2:.4f}ms"
-    tight = nas.search(budget, space=tiny, evaluations=3, quick=True, workspace=found.folder.parent)
+    tight = nas.search(
+        budget, space=tiny, evaluations=3, quick=True, trust=False, workspace=found.folder.parent
+    )
     late = tight.result.evaluations.query("state == 'infeasible'")
     assert not late.empty
     assert late["map50_95"].isna().all()
@@ -194,7 +223,13 @@ def test_search__users_data(
 ) -> None:
     data = make_shapes(tmp_path / "data", layout)
     searched = nas.search(
-        "50ms", data=str(data), space=tiny, evaluations=2, quick=True, workspace=tmp_path / "s"
+        "50ms",
+        data=str(data),
+        space=tiny,
+        evaluations=2,
+        quick=True,
+        trust=False,
+        workspace=tmp_path / "s",
     )
     assert len(searched.delivered.bundle.provenance.classes) == 3
     assert (searched.folder / "card.md").exists()
@@ -213,7 +248,18 @@ def test_readme__python_example_runs(
 def test_search__killed_and_resumed(tiny: str, tmp_path: Path, found: nas.Found) -> None:
     shutil.copytree(found.folder.parent / "cache", tmp_path / "cache")  # the supernet is trained
     command = [
-        *(sys.executable, "-m", "nas", "search", "--quick", "--budget", "50ms", "--space", tiny),
+        *(
+            sys.executable,
+            "-m",
+            "nas",
+            "search",
+            "--quick",
+            "--no-trust",
+            "--budget",
+            "50ms",
+            "--space",
+            tiny,
+        ),
         *("--evaluations", "6", "--study", "killed", "--workspace", str(tmp_path)),
     ]
     database = tmp_path / "nas.db"
@@ -262,6 +308,7 @@ def test_search__far_from_the_device_is_estimated_to_the_last_figure(
         hardware="xavier-nx",
         space=tiny,
         quick=True,
+        trust=False,
         evaluations=3,
         sampler="random",
         workspace=tmp_path,

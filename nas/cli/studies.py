@@ -111,6 +111,9 @@ def search(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small recipe: does everything, finds little.")
     ] = False,
+    no_trust: Annotated[
+        bool, typer.Option("--no-trust", help="Do not check the ranking at the end.")
+    ] = False,
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
@@ -123,6 +126,7 @@ def search(
         front_table,
         next_commands,
     )
+    from nas.results.trust import trust_line
     from nas.searcher.bounds import Bounds
     from nas.searcher.connection import masked, parse_url
     from nas.searcher.request import Workspace
@@ -130,12 +134,14 @@ def search(
     if budget is None and not resume:
         raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
     options = repeated(storage, workspace)
-    with LiveProgress(out) as progress, _told_how_to_resume(study, options):
+    again = f"nas search --resume{f' --study {study}' if study else ''}{options}"
+    with LiveProgress(out) as progress, _told_how_to_go_on(again):
         if resume or budget is None:
             found = api.resume(
                 study,
                 budget=budget,
                 evaluations=evaluations,
+                trust=False if no_trust else None,
                 storage=storage,
                 workspace=workspace,
                 listener=progress,
@@ -163,11 +169,13 @@ def search(
                 beta=_multiplier(lambda_),
                 seed=seed,
                 quick=quick,
+                trust=not no_trust,
                 listener=progress,
             )
     result = found.result
     title = f"Front of {found.study} under {result.budget}, by {result.score}"
     out.print(front_table(found.front, title, found.delivered.trial))
+    out.print(trust_line(result.trust))
     if lambda_ == _AUTO:
         out.print(exchange_line(result), highlight=False)
     out.print(delivered_panel(found.delivered))
@@ -193,6 +201,7 @@ def front(
     from nas import api
     from nas.results.console import exchange_line, front_table
     from nas.results.figures import front_figure, write_figure
+    from nas.results.trust import trust_line
     from nas.searcher.score import Score
 
     request = api.stored_request(study, storage, workspace)
@@ -205,6 +214,7 @@ def front(
     best = None if result.front.empty else int(result.row()["trial"])
     title = f"Front of {result.study} under {request.budget}, by {request.score}"
     out.print(front_table(result.front, title, best))
+    out.print(trust_line(result.trust))
     if lambda_ == _AUTO:
         out.print(exchange_line(result), highlight=False)
     path = request.workspace.bundle(result.study) / "front.html"
@@ -232,6 +242,36 @@ def explain(
     path = output or Workspace(workspace).bundle(explanation.study) / "explain.html"
     for one in write_explanation(explanation, path):
         out.print(f"Written: {one}")
+
+
+@app.command()
+def trust(
+    study: StudyName = None,
+    landmarks: Annotated[int, typer.Option(help="Networks trained on their own.")] = 12,
+    seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 2,
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps of a training.", show_default="the recipe's")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings side by side.")] = 2,
+    threshold: Annotated[float, typer.Option(help="Least Kendall tau.")] = 0.5,
+    storage: Storage = None,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Check whether the ranking of a stored study holds, by training networks on their own."""
+    from nas import api
+    from nas.results.console import LiveProgress
+    from nas.results.trust import trust_tables
+    from nas.searcher.trust_job import Effort
+
+    effort = Effort(
+        landmarks=landmarks, seeds=seeds, iterations=iterations, jobs=jobs, threshold=threshold
+    )
+    request = api.stored_request(study, storage, workspace)
+    again = f"nas trust --study {request.study}{repeated(storage, workspace)}"
+    with LiveProgress(out) as progress, _told_how_to_go_on(again):
+        found = api.trust(request, effort, progress)
+    out.print(trust_tables(found))
+    out.print(f"Written: {request.workspace.bundle(found.study)}/: trust.html, trust.csv")
 
 
 @app.command()
@@ -377,11 +417,10 @@ def _multiplier(text: str) -> float:
 
 
 @contextlib.contextmanager
-def _told_how_to_resume(study: str | None, options: str) -> Iterator[None]:
+def _told_how_to_go_on(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        name = f" --study {study}" if study else ""
         err.print("\nStopped; everything measured is stored. Continue with:")
-        err.print(f"  nas search --resume{name}{options}", highlight=False)
+        err.print(f"  {command}", highlight=False)
         sys.exit(_INTERRUPTED)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ class Provenance:
 class Bundle:
     """A trained candidate with what was measured on the very ONNX graph that is delivered.
 
-    Its own engine gave the last of the accuracies, and perhaps the one before.
+    Its own engine gave the last of the accuracies, and perhaps the one before. `trust` is what is
+    known about the ranking that chose it, as `StudyResult.trust` has it.
     """
 
     candidate: Candidate
@@ -84,6 +86,7 @@ class Bundle:
     latency: Latency
     accuracies: tuple[Accuracy, ...]
     provenance: Provenance
+    trust: Mapping[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return everything known, as plain data for YAML."""
@@ -97,6 +100,7 @@ class Bundle:
             "nms": suppression(self.candidate.architecture),
             "latency": self.latency.as_dict(),
             "accuracy": [accuracy.as_dict() for accuracy in self.accuracies],
+            "ranking": dict(self.trust["verdict"]) if self.trust else None,
             "provenance": {
                 **vars(self.provenance),
                 "classes": list(self.provenance.classes),
@@ -158,7 +162,7 @@ From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none
 
 Accuracy is COCO mAP in 0..1. The validation split chose this network among many, so its figure
 flatters; the test split was used for this network alone.
-
+{_ranking(bundle)}
 ## Input and outputs of `model.onnx`
 
 {_OUTPUTS.format(height=height, width=width, anchors=anchors, classes=architecture.classes)}\
@@ -176,6 +180,15 @@ Versions: {versions}.
 ```yaml
 {architecture.to_yaml()}```
 """
+
+
+def _ranking(bundle: Bundle) -> str:
+    """Say whether the ranking that chose the network holds; nothing of one that no search chose."""
+    if not bundle.provenance.study:
+        return ""
+    if bundle.trust is None:
+        return "\nWhether the ranking of the search holds was not checked.\n"
+    return f"\n{bundle.trust['verdict']['text']}\n"
 
 
 def _latency(latency: Latency) -> str:

@@ -173,6 +173,7 @@ class _Maker:
             latency,
             tuple(accuracies),
             self._provenance(trial),
+            self._result.trust,
         )
         _warn(bundle, self._listener)
         return bundle

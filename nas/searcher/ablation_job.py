@@ -1,4 +1,4 @@
-"""One training of an ablation study: from scratch, scored on its engine; here or in a process.
+"""One training on its own: from scratch, scored on its engine; here or in a process.
 
 Trainings are single-threaded, so two of them side by side finish twice as many on two cores. The
 processes hear of an interruption from their parent alone: they finish their step, write their
@@ -29,6 +29,7 @@ from nas.accuracy.training import Progress, train_detector
 from nas.errors import EngineError, ExportError, InputError, NasError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
+from nas.latency.runtimes.literal import LiteralRuntime
 from nas.model.detector import Detector
 from nas.searcher.engines import score_engine, trained_graph
 from nas.searcher.memory import PeakMemory
@@ -51,7 +52,7 @@ class Job:
         name: for a person.
         candidate: network and precision of the engine.
         recipe: how; its seed also decides the first weights.
-        runtime: name of the runtime that builds the engine.
+        runtime: name of the runtime that builds the engine, or of the one that computes graphs.
         checkpoint: written while training, read if it exists; the caller deletes it.
         teacher: folder or file of a trained network, if the recipe needs one.
     """
@@ -117,7 +118,7 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         due=Due(),
     )
     cpu_s, peak_bytes = training.cpu_s, memory.bytes
-    runtime: Runtime = plugins.load("runtimes", job.runtime)()
+    runtime = _runtime(job.runtime)
     graph = trained_graph(detector, job.candidate, dataset.train)
     accuracy, detections = score_engine(
         graph, job.candidate, runtime, dataset.validation, weights="trained"
@@ -132,6 +133,14 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         cpu_s / max(result.iterations - result.resumed_from, 1),
         peak_bytes,
     )
+
+
+def _runtime(name: str) -> Runtime:
+    """Return what scores; a search for a device that is not here has no plug-in for it."""
+    if name == LiteralRuntime.name:
+        return LiteralRuntime()
+    runtime: Runtime = plugins.load("runtimes", name)()
+    return runtime
 
 
 def run_jobs(

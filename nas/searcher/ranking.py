@@ -36,6 +36,7 @@ __all__ = [
     "regret",
     "seed_tau",
     "sparse_tau",
+    "tau_gain",
     "top_tau",
     "window_tau",
 ]
@@ -200,6 +201,34 @@ def pairs_within(latencies_ms: ArrayLike, within: float = WINDOW) -> _Mask:
     return near
 
 
+def tau_gain(
+    scores: ArrayLike,
+    baseline: ArrayLike,
+    references: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = _RESAMPLES,
+) -> Statistic:
+    """Return tau-b of the scores minus tau-b of a baseline, on the same resamples of the networks.
+
+    The paired bootstrap (Efron and Tibshirani, 1993, chapter 8).
+
+    Args:
+        scores: (n,) more is better.
+        baseline: (n,) more is better.
+        references: (n,) more is better.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Raises:
+        InputError: as `kendall_tau`.
+    """
+    scores, baseline, references = _columns(scores, baseline, references)
+    draws, near = _draws(len(scores), resamples, seed), _every(scores)
+    ours, theirs = (_taus(one, references, near, draws) for one in (scores, baseline))
+    return _statistic(ours - theirs, int(near.sum()) // 2, 2)
+
+
 def seed_tau(references: ArrayLike, *, seed: int = 0, resamples: int = _RESAMPLES) -> Statistic:
     """Return tau-b between one seed's references and another's, averaged over pairs of seeds.
 
@@ -319,15 +348,21 @@ def _every(scores: _Floats) -> _Mask:
 
 
 def _tau(scores: _Floats, references: _Floats, near: _Mask, weights: _Floats) -> Statistic:
-    """Return tau-b over the pairs `near` (n, n); the first of the weights (r, n) is the sample."""
+    used = weights[0] > 0
+    pairs = int(near[np.ix_(used, used)].sum()) // 2
+    return _statistic(_taus(scores, references, near, weights), pairs, 1)
+
+
+def _taus(scores: _Floats, references: _Floats, near: _Mask, weights: _Floats) -> _Floats:
+    """Return (r,) tau-b over the pairs `near` (n, n) for each row of the weights (r, n)."""
     first, second = _signs(scores) * near, _signs(references) * near
     agreeing, *ordered = (
         ((weights @ pairs) * weights).sum(axis=1) for pairs in (first * second, first**2, second**2)
     )
     scale = np.sqrt(ordered[0] * ordered[1])
     taus = np.where(scale > 0, agreeing / np.where(scale > 0, scale, 1), np.nan)
-    used = weights[0] > 0
-    return _statistic(np.clip(taus, -1, 1), int(near[np.ix_(used, used)].sum()) // 2, 1)
+    clipped: _Floats = np.clip(taus, -1, 1)
+    return clipped
 
 
 def _signs(values: _Floats) -> _Floats:
@@ -335,9 +370,17 @@ def _signs(values: _Floats) -> _Floats:
 
 
 def _statistic(values: _Floats, pairs: int, widest: float) -> Statistic:
-    """Return the first of the values, and percentiles of the others where enough are defined."""
+    """Return the first of the values, and percentiles of the others where enough are defined.
+
+    Args:
+        values: (1 + r,) of the sample and of each resample.
+        pairs: that they were computed from; networks, where nothing bounds the values.
+        widest: bound of their absolute value.
+    """
     drawn = values[1:][np.isfinite(values[1:])]
-    if pairs < (LEAST_PAIRS if widest == 1 else 3) or len(drawn) < _DEFINED * (len(values) - 1):
+    if pairs < (3 if np.isinf(widest) else LEAST_PAIRS) or len(drawn) < _DEFINED * (
+        len(values) - 1
+    ):
         return Statistic(float(values[0]), -widest, widest, pairs)
     low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Statistic(float(values[0]), float(low), float(high), pairs)

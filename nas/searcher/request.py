@@ -103,6 +103,7 @@ class Request:
         seed: of every random draw.
         quick: a small recipe and a small embedded data set, for trying out and for tests.
         parent: the study that this one re-targets, if it does.
+        trust: check the ranking at the end, by a few networks that are trained on their own.
     """
 
     hardware: str = "cpu"
@@ -124,6 +125,7 @@ class Request:
     seed: int = 0
     quick: bool = False
     parent: Parent | None = None
+    trust: bool = True
 
     def __post_init__(self) -> None:
         if self.evaluations is not None and self.evaluations < 1:
@@ -167,6 +169,7 @@ class Request:
             "seed": self.seed,
             "quick": self.quick,
             "parent": dataclasses.asdict(self.parent) if self.parent else None,
+            "trust": self.trust,
         }
 
     @classmethod

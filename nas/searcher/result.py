@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +16,10 @@ from nas.space.architecture import Architecture, Candidate
 from nas.space.front import front_indices, hypervolume, multipliers
 from nas.units import Budget
 
-__all__ = ["StudyResult"]
+__all__ = ["FULL_TRUST", "SHORT_TRUST", "StudyResult", "candidate_of", "find_trust"]
+
+FULL_TRUST, SHORT_TRUST = "trust", "trust-short"
+"""Kinds of reports in the database: of `nas trust`, and of the check inside a search."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +31,21 @@ class StudyResult:
         budget: the hard bound that the front keeps.
         score: what orders the front and picks the winner.
         evaluations: one row per trial, with everything known about it.
+        trust: the report on whether its ranking holds, as `Trust.as_dict` gives it; None if that
+            was never checked.
     """
 
     study: str
     budget: Budget
     score: Score
     evaluations: pd.DataFrame
+    trust: Mapping[str, Any] | None = None
 
     @classmethod
     def load(cls, database: Database, study: str, budget: Budget, score: Score) -> StudyResult:
         """Read a study back."""
         table = database.evaluations(study).rename(columns={"trial_number": "trial"})
-        return cls(study, budget, score, table)
+        return cls(study, budget, score, table, find_trust(database, study))
 
     @property
     def scored(self) -> pd.DataFrame:
@@ -106,6 +114,11 @@ class StudyResult:
                 f"The front has the trials: {known}.",
             )
         return rows.iloc[0]
+
+
+def find_trust(database: Database, study: str) -> dict[str, Any] | None:
+    """Return the latest report on the ranking of a study; a full one before a later short one."""
+    return database.find_report(study, FULL_TRUST) or database.find_report(study, SHORT_TRUST)
 
 
 def candidate_of(row: pd.Series, database: Database) -> Candidate:

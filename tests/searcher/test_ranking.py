@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import InputError
@@ -14,9 +14,13 @@ from nas.searcher.ranking import (
     regret,
     seed_tau,
     sparse_tau,
+    tau_gain,
     top_tau,
     window_tau,
 )
+
+# A busy machine may take its time.
+_unhurried = settings(deadline=None, max_examples=40)
 
 # Few distinct values make ties.
 _value = st.integers(0, 12).map(lambda one: one / 16)
@@ -28,6 +32,7 @@ def _table(columns, least=2, most=14):
     )
 
 
+@_unhurried
 @given(_table(2))
 def test_kendall_tau__is_that_of_scipy(table):
     ours = kendall_tau(*table, resamples=4).value
@@ -35,6 +40,7 @@ def test_kendall_tau__is_that_of_scipy(table):
     assert ours == pytest.approx(theirs, nan_ok=True)
 
 
+@_unhurried
 @given(_table(2, least=4), st.integers(0, 99))
 def test_kendall_tau__resamples_are_those_of_repeated_networks(table, seed):
     scores, references = np.array(table)
@@ -53,6 +59,7 @@ def test_kendall_tau__resamples_are_those_of_repeated_networks(table, seed):
         assert (found.low, found.high) == pytest.approx(tuple(expected))
 
 
+@_unhurried
 @given(_table(2))
 def test_kendall_tau__knows_only_orders(table):
     scores, references = np.array(table)
@@ -65,6 +72,7 @@ def test_kendall_tau__knows_only_orders(table):
     assert turned.value == pytest.approx(-one.value, nan_ok=True)
 
 
+@_unhurried
 @given(_table(3))
 def test_intervals__lie_within_what_a_tau_can_be(table):
     scores, references, latencies = np.array(table)
@@ -101,10 +109,28 @@ def test_kendall_tau__intervals_hold_what_they_say():
     assert 0.87 <= inside / trials <= 0.99
 
 
+@_unhurried
 @given(_table(2))
 def test_sparse_tau__equals_tau_where_all_values_differ_by_more(table):
     plain, sparse = kendall_tau(*table, resamples=2), sparse_tau(*table, 1 / 32, resamples=2)
     assert sparse.value == pytest.approx(plain.value, nan_ok=True)
+
+
+@_unhurried
+@given(_table(3))
+def test_tau_gain__is_the_difference_of_two_taus(table):
+    scores, baseline, references = table
+    gain = tau_gain(scores, baseline, references, resamples=30)
+    ours, theirs = (kendall_tau(one, references, resamples=2) for one in (scores, baseline))
+    assert gain.value == pytest.approx(ours.value - theirs.value, nan_ok=True)
+    assert -2 <= gain.low <= gain.high <= 2
+
+
+def test_tau_gain__pairs_its_resamples():
+    references = np.random.default_rng(0).permutation(12)
+    scores = references + np.random.default_rng(1).normal(0, 3, 12)
+    same = tau_gain(scores, scores, references)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_sparse_tau__small_differences_are_ties():
@@ -125,6 +151,7 @@ def test_top_tau__of_few_networks_has_three():
     assert top_tau(np.arange(8), np.arange(8)).pairs == 3
 
 
+@_unhurried
 @given(_table(2))
 def test_top_tau__of_everything_is_tau(table):
     whole, plain = top_tau(*table, 1.0, resamples=30), kendall_tau(*table, resamples=30)
@@ -133,6 +160,7 @@ def test_top_tau__of_everything_is_tau(table):
     )
 
 
+@_unhurried
 @given(_table(3))
 def test_window_tau__counts_pairs_of_about_the_same_latency(table):
     scores, references, latencies = np.array(table) + 0.05
@@ -166,6 +194,7 @@ def test_pairs_within__both_ends_belong_to_the_window():
     ]
 
 
+@_unhurried
 @given(_table(3), st.lists(_value, min_size=1, max_size=4))
 def test_regret__is_never_negative_and_none_of_the_reference_itself(table, budgets):
     scores, references, latencies = np.array(table)
@@ -185,6 +214,7 @@ def test_regret__equal_scores_are_picked_by_lot():
     assert regret([1, 1], [0.3, 0.4], [1, 1], [1]) == pytest.approx([5])
 
 
+@_unhurried
 @given(
     st.lists(st.integers(1, 40), min_size=3, max_size=12, unique=True),
     st.floats(-0.1, 0.1),
