@@ -191,8 +191,8 @@ def _facts(trust: Trust) -> list[str]:
     seeds = "1 seed" if trust.seeds == 1 else f"{trust.seeds} seeds"
     facts = [
         f"{len(trust.landmarks)} landmarks, {seeds}, {trust.iterations} steps each of "
-        f"{trust.recipe_iterations} of the recipe; {trust.cpu_s:.0f} s of CPU in training. Intervals: 95 %, "
-        "bootstrap over landmarks.",
+        f"{trust.recipe_iterations} of the recipe; {trust.cpu_s:.0f} s of CPU in training. "
+        "Intervals: 95 %, bootstrap over landmarks.",
         f"Score minus stand-alone: {100 * mean.value:+.1f} points {_points(mean)} in the mean, "
         f"{100 * slope.value:+.2f} points {_points(slope)} per doubling of the MACs.",
     ]
