@@ -52,7 +52,7 @@ STAGES = {
     "NMS": "nas.accuracy.evaluate.detect_batch",
     "mAP": "nas.accuracy.evaluate.score",
     "bootstrap": "nas.accuracy.evaluate.bootstrap_interval",
-    "agreement check": "nas.searcher.engines._agreement",
+    "agreement check": "nas.searcher.engines.agreement_of",
 }
 """Stage of an evaluation -> the function that it is."""
 

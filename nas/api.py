@@ -123,6 +123,7 @@ def search(
     prior: str | Path | None = None,
     sampler: str = "autonac",
     evaluations: int | None = None,
+    subset: int | None = None,
     study: str | None = None,
     storage: str | None = None,
     workspace: str | Path = "studies",
@@ -149,6 +150,8 @@ def search(
         prior: folder that `profile` wrote in another environment, to predict from at first.
         sampler: `autonac`, or Optuna's `tpe`, `nsga2`, `gp` or `random`.
         evaluations: accuracy evaluations; 60, or 8 if `quick`, if None.
+        subset: validation images that are scored first, 0 for all at once; a fifth of them, if
+            there are 500 or more, if None.
         study: name; an existing one is continued, and nothing stored is repeated.
         storage: SQLAlchemy URL; SQLite in the workspace if None.
         workspace: folder for studies, caches and winners.
@@ -178,6 +181,7 @@ def search(
         prior=Path(prior) if prior else None,
         sampler=sampler,
         evaluations=evaluations,
+        subset=subset,
         study=study,
         storage=storage,
         workspace=Workspace(Path(workspace)),

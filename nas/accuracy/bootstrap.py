@@ -9,6 +9,7 @@ of 300 images cost about 0.1 s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ __all__ = [
     "ClassMatches",
     "average_precision",
     "bootstrap_interval",
+    "map_with_resamples",
     "match_objects",
     "resampled_map",
 ]
@@ -82,15 +84,30 @@ def resampled_map(
         seed: of the resampling.
         resamples: how many.
     """
+    return map_with_resamples(detections, annotations, seed, resamples)[1]
+
+
+def map_with_resamples(
+    detections: Sequence[Detections],
+    annotations: Sequence[Annotations],
+    seed: int,
+    resamples: int = 200,
+) -> tuple[float, _Floats]:
+    """Return mAP50-95 of the images as they are, and on each resample of them (`resampled_map`).
+
+    The first is NaN if there is no object; there is no resample then, either.
+    """
     images = len(annotations)
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    weights = np.concatenate([np.ones((1, images), draws.dtype), draws])
     matches = match_objects(detections, annotations)
-    per_class = np.array([average_precision(each, draws) for each in matches.values()])
+    per_class = np.array([average_precision(each, weights) for each in matches.values()])
+    per_class = per_class.reshape(-1, len(weights))
     present = np.isfinite(per_class)
     drawn = present.any(axis=0)  # the others hold no object
     sums = np.where(present, per_class, 0).sum(axis=0)
     means: _Floats = sums[drawn] / present.sum(axis=0)[drawn]
-    return means
+    return (float(means[0]), means[1:]) if drawn[0] else (math.nan, means)
 
 
 def match_objects(

@@ -92,6 +92,13 @@ def search(
         int | None,
         typer.Option(help="Accuracy evaluations in the study.", show_default="60, quick: 8"),
     ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation images that are scored first, or off.",
+            show_default="a fifth of 500 or more",
+        ),
+    ] = None,
     study: Annotated[
         str | None, typer.Option(help="Name; an existing study is continued.", show_default="new")
     ] = None,
@@ -125,6 +132,7 @@ def search(
         exchange_line,
         front_table,
         next_commands,
+        stopped_line,
     )
     from nas.results.trust import trust_line
     from nas.searcher.bounds import Bounds
@@ -162,6 +170,7 @@ def search(
                 prior=prior,
                 sampler=sampler,
                 evaluations=evaluations,
+                subset=_subset(subset),
                 study=study,
                 storage=storage,
                 workspace=workspace,
@@ -176,6 +185,8 @@ def search(
     title = f"Front of {found.study} under {result.budget}, by {result.score}"
     out.print(front_table(found.front, title, found.delivered.trial))
     out.print(trust_line(result.trust))
+    if stopped := stopped_line(result):
+        out.print(stopped, highlight=False)
     if lambda_ == _AUTO:
         out.print(exchange_line(result), highlight=False)
     out.print(delivered_panel(found.delivered))
@@ -199,7 +210,7 @@ def front(
 ) -> None:
     """Print the front of a stored study, and draw it as HTML."""
     from nas import api
-    from nas.results.console import exchange_line, front_table
+    from nas.results.console import exchange_line, front_table, stopped_line
     from nas.results.figures import front_figure, write_figure
     from nas.results.trust import trust_line
     from nas.searcher.score import Score
@@ -215,6 +226,8 @@ def front(
     title = f"Front of {result.study} under {request.budget}, by {request.score}"
     out.print(front_table(result.front, title, best))
     out.print(trust_line(result.trust))
+    if stopped := stopped_line(result):
+        out.print(stopped, highlight=False)
     if lambda_ == _AUTO:
         out.print(exchange_line(result), highlight=False)
     path = request.workspace.bundle(result.study) / "front.html"
@@ -403,6 +416,18 @@ def dashboard(
 
     out.print(f"Open http://127.0.0.1:{port}/dashboard (read-only; Ctrl-C ends it).")
     serve(storage or Workspace(workspace).database_url, port)
+
+
+def _subset(text: str | None) -> int | None:
+    """Read a number of images; `off` is none."""
+    if text is None or text.strip().lower() == "off":
+        return None if text is None else 0
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"a number of images or off, got {text!r}", param_hint="--subset"
+        ) from error
 
 
 def _multiplier(text: str) -> float:

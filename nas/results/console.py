@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +32,14 @@ from nas.searcher.progress import Status
 from nas.searcher.result import StudyResult
 from nas.units import percent
 
-__all__ = ["LiveProgress", "delivered_panel", "exchange_line", "front_table", "next_commands"]
+__all__ = [
+    "LiveProgress",
+    "delivered_panel",
+    "exchange_line",
+    "front_table",
+    "next_commands",
+    "stopped_line",
+]
 
 _PLAIN_STEPS = 10  # lines per stage where the output is not a terminal
 
@@ -178,6 +186,20 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
             style="bold green" if chosen else None,
         )
     return table
+
+
+def stopped_line(result: StudyResult) -> str:
+    """Say how many candidates have an estimate in the place of an accuracy; nothing if none."""
+    kinds = Counter(
+        f"on {row['estimate_images']} validation images"
+        if row["fidelity"] == "subset"
+        else f"after {row['estimate_iterations']} steps of training"
+        for row in result.stopped.to_dict("records")
+    )
+    said = [f"{count} {kind}" for kind, count in kinds.items()]
+    if not said:
+        return ""
+    return f"Stopped early, with an estimate that stands on no front: {', '.join(said)}."
 
 
 def _lambdas(low: float, high: float) -> str:

@@ -37,6 +37,8 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
                 customdata=late["trial"],
             )
         )
+    if not (stopped := result.stopped).empty:
+        figure.add_trace(_estimates(stopped))
     figure.add_trace(_points(scored, f"scored under budget ({len(scored)})", _GREY, 7))
     figure.add_trace(
         go.Scatter(
@@ -103,6 +105,30 @@ def _floor(scored: pd.DataFrame) -> float:
         return 0.0
     lowest, highest = scored["map50_95"].min(), scored["map50_95"].max()
     return max(0.0, float(lowest - 0.15 * max(highest - lowest, 0.02)))
+
+
+def _estimates(stopped: pd.DataFrame) -> go.Scatter:
+    """Draw what was scored in part: hollow, because it stands on no front."""
+    return go.Scatter(
+        x=stopped["latency_ms"],
+        y=stopped["estimate"],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": stopped["estimate_high"] - stopped["estimate"],
+            "arrayminus": stopped["estimate"] - stopped["estimate_low"],
+            "thickness": 1,
+            "width": 0,
+        },
+        mode="markers",
+        name=f"stopped: an estimate from part of the evaluation ({len(stopped)})",
+        marker={"color": _GREY, "size": 7, "symbol": "circle-open"},
+        customdata=stopped[["trial", "fidelity", "estimate_images"]],
+        hovertemplate=(
+            "trial %{customdata[0]}: estimate %{y:.3f}<br>%{customdata[1]}, "
+            "%{customdata[2]} images<br>%{x:.3f} ms<extra></extra>"
+        ),
+    )
 
 
 def _points(

@@ -35,6 +35,7 @@ from nas.searcher.connection import (
     sqlite_path,
     translated,
 )
+from nas.searcher.estimate import Estimate
 from nas.searcher.migrations import upgrade
 from nas.searcher.tables import (
     ABLATION_COLUMNS,
@@ -50,13 +51,14 @@ from nas.searcher.tables import (
     ReportRow,
     Row,
     RunRow,
+    SubsetScoreRow,
     TrainingRow,
 )
 
 __all__ = ["Database", "State"]
 
-State = Literal["complete", "infeasible", "failed", "duplicate"]
-"""What can become of a trial."""
+State = Literal["complete", "stopped", "infeasible", "failed", "duplicate"]
+"""What can become of a trial; a stopped one was scored in part, and left at that."""
 
 _RUN_STATES = ("running", "finished", "interrupted", "failed")
 _AnyRow = TypeVar("_AnyRow", bound=Row)
@@ -249,6 +251,19 @@ class Database:
         values = {one.name: getattr(row, one.name) for one in dataclasses.fields(Accuracy)}
         return row.id, Accuracy(**values | {"agreement": _agreement_of(row)})
 
+    def add_subset_score(self, **values: Any) -> None:
+        """Store a score on part of the validation images, in place of an earlier one.
+
+        Args:
+            values: columns of `nas.searcher.tables.SubsetScoreRow`.
+        """
+        keys = ["architecture", "precision", "data", "weights_digest", "artifact", "images"]
+        self._upsert(SubsetScoreRow, values, keys=keys, replace=values)
+
+    def find_subset_score(self, **values: Any) -> SubsetScoreRow | None:
+        """Find a score on part of the validation images by the columns that it is unique in."""
+        return self._first(SubsetScoreRow, **values)
+
     # A study: its evaluations, fronts and runs
 
     def add_evaluation(  # noqa: PLR0913
@@ -263,6 +278,7 @@ class Database:
         accuracy_id: int | None = None,
         score: float | None = None,
         weights: tuple[float | None, float | None, float | None] = (None, None, None),
+        estimate: Estimate | None = None,
         error: str | None = None,
     ) -> None:
         """Store what became of a trial; a second call for the trial replaces the first.
@@ -277,6 +293,7 @@ class Database:
             accuracy_id: what `add_accuracy` or `find_accuracy` returned.
             score: the view of the front that was asked for.
             weights: the score's lambda, alpha and beta.
+            estimate: what stands in the place of an accuracy.
             error: why it failed.
 
         Raises:
@@ -291,11 +308,14 @@ class Database:
             "state": state,
             "accuracy_id": accuracy_id,
             "score": score,
+            "fidelity": "whole" if accuracy_id is not None else None,
             "error": error,
             **dict(zip(("score_lambda", "score_alpha", "score_beta"), weights, strict=True)),
         }
         if latency is not None:
             row |= _latency_columns(architecture, latency)
+        if estimate is not None:
+            row |= _estimate_columns(estimate)
         self._upsert(EvaluationRow, row, keys=["study_name", "trial_number"], replace=row)
 
     def replace_latency(
@@ -538,6 +558,17 @@ def _agreement_of(row: AccuracyRow) -> Agreement | None:
     if row.compared_images is None or row.compared_with is None:
         return None
     return Agreement(row.agreement, row.compared_images, row.compared_with)
+
+
+def _estimate_columns(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "fidelity": estimate.fidelity,
+        "estimate": float(estimate.map50_95),
+        "estimate_low": float(estimate.low),
+        "estimate_high": float(estimate.high),
+        "estimate_images": estimate.images,
+        "estimate_iterations": estimate.iterations,
+    }
 
 
 def _latency_columns(architecture: str, latency: Latency) -> dict[str, Any]:

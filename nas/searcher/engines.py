@@ -41,9 +41,11 @@ __all__ = [
     "COMPARED_IMAGES",
     "LEAST_AGREEMENT",
     "TrainedGraph",
+    "agreement_of",
     "artifact_of",
     "doubt_about",
     "engine_predictor",
+    "refuse_doubtful",
     "score_engine",
     "trained_graph",
 ]
@@ -125,11 +127,9 @@ def score_engine(
             artifact=artifact_of(runtime),
             nms=nms,
         )
-    accuracy = replace(accuracy, agreement=_agreement(graph, resized, detections, nms=nms))
-    doubt = doubt_about(accuracy, candidate.precision)
-    if doubt and candidate.precision == "fp32":
-        raise EngineError(doubt, f"Choose another runtime than {runtime.name}.")
-    return accuracy, detections
+    agreement = agreement_of(graph, resized, detections, nms=nms)
+    refuse_doubtful(agreement, candidate.precision, runtime)
+    return replace(accuracy, agreement=agreement), detections
 
 
 def artifact_of(runtime: Runtime) -> Artifact:
@@ -137,20 +137,27 @@ def artifact_of(runtime: Runtime) -> Artifact:
     return "graph" if isinstance(runtime, LiteralRuntime) else "engine"
 
 
-def doubt_about(accuracy: Accuracy, precision: str) -> str:
+def doubt_about(accuracy: Accuracy | Agreement, precision: str) -> str:
     """Say that an engine departs from its network more than its precision explains; else nothing.
 
     The bounds lie below what engines of trained networks reached (docs/LOG.md). Rounding is in the
     mAP of a reduced precision, so only its reader can say whether it is too much.
     """
-    agreement = accuracy.agreement
+    agreement = accuracy.agreement if isinstance(accuracy, Accuracy) else accuracy
     least = LEAST_AGREEMENT.get(precision, min(LEAST_AGREEMENT.values()))
     if agreement is None or agreement.share is None or agreement.share >= least:
         return ""
     return f"An engine in {precision} must find {least:.0%} as its network does: {agreement}."
 
 
-def _agreement(
+def refuse_doubtful(agreement: Agreement, precision: str, runtime: Runtime) -> None:
+    """Raise EngineError if an engine in fp32, which nothing excuses, departs from its network."""
+    doubt = doubt_about(agreement, precision)
+    if doubt and precision == "fp32":
+        raise EngineError(doubt, f"Choose another runtime than {runtime.name}.")
+
+
+def agreement_of(
     graph: TrainedGraph, split: ResizedSplit, found: list[Detections], *, nms: bool
 ) -> Agreement:
     """Compare what an engine found in a split with fp32, on images spread over it."""

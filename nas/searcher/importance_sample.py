@@ -34,7 +34,8 @@ class Sample:
     Attributes:
         choices: choice -> its labels, from small to large.
         codes: (n, C) positions of the labels, or `NOT_READ`.
-        accuracy: (n,) mAP50-95; NaN if never scored.
+        accuracy: (n,) mAP50-95; NaN if never scored, or in part only: effects of choices are
+            differences of a few points, and an estimate is not that sure.
         latency_ms: (n,) NaN if not known.
         sources: where latencies come from -> how many.
     """

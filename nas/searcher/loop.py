@@ -23,7 +23,9 @@ from nas.latency.clock import Elapsed
 from nas.latency.latency import Latency
 from nas.searcher.autonac import AutoNACSampler
 from nas.searcher.database import State
+from nas.searcher.estimate import Estimate
 from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.fidelity import Rival, subset_size
 from nas.searcher.points import decode
 from nas.searcher.progress import Listener, Member, Status
 from nas.searcher.result import StudyResult
@@ -95,6 +97,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             setting.database,
             listener,
             request.workspace.statistics,
+            subset_size(len(setting.dataset.validation), request.subset),
         )
         for point in setting.space.anchors.values():
             study.enqueue(point)
@@ -185,7 +188,11 @@ class _Loop:
         if not budget.admits(latency.ms):
             self._tell_over(proposal, candidate, latency, violations=violations)
             return
-        row, accuracy = self._judge(candidate)
+        scored = self._judge.against(candidate, self._rival(latency))
+        if isinstance(scored, Estimate):
+            self._tell_estimate(proposal, candidate, latency, scored)
+            return
+        row, accuracy = scored
         if latency.source == "predicted" and self._study.advances(accuracy.map50_95, latency.ms):
             # A prediction may leave a candidate out; a front of the attached device is measured.
             latency = self._setting.latency(candidate)
@@ -204,6 +211,26 @@ class _Loop:
         )
         if [told.number for told in self._study.front()] != before:
             self._store_front(proposal.number)
+
+    def _rival(self, latency: Latency) -> Rival | None:
+        """Return what a candidate has to beat, if it is as fast as it may well be."""
+        told = self._study.rival(latency.low_ms)
+        if told is None or told.accuracy is None:
+            return None
+        return Rival(self._setting.candidate(told.choices), told.accuracy)
+
+    def _tell_estimate(
+        self, proposal: Proposal, candidate: Candidate, latency: Latency, estimate: Estimate
+    ) -> None:
+        self._store(proposal, candidate, "stopped", latency, estimate=estimate)
+        self._study.tell_estimate(
+            proposal,
+            candidate.digest,
+            estimate=estimate.map50_95,
+            latency_ms=latency.ms,
+            images=estimate.images,
+            **_described(latency),
+        )
 
     def _tell_over(
         self,
@@ -234,6 +261,7 @@ class _Loop:
         accuracy_id: int | None = None,
         accuracy: Accuracy | None = None,
         *,
+        estimate: Estimate | None = None,
         error: str | None = None,
     ) -> None:
         score = self._setting.request.score
@@ -248,6 +276,7 @@ class _Loop:
             accuracy_id=accuracy_id,
             score=value,
             weights=(score.beta, score.alpha, score.beta),
+            estimate=estimate,
             error=error,
         )
 

@@ -13,6 +13,7 @@ from nas.accuracy.recipe import Recipe
 from nas.errors import InputError, UnknownNameError
 from nas.searcher.bounds import Bounds
 from nas.searcher.connection import sqlite_url
+from nas.searcher.estimate import SMALLEST_SUBSET
 from nas.searcher.score import Score
 from nas.units import Budget
 
@@ -118,6 +119,7 @@ class Request:
     prior: Path | None = None
     sampler: str = "autonac"
     evaluations: int | None = None
+    subset: int | None = None
     study: str | None = None
     storage: str | None = None
     workspace: Workspace = field(default_factory=Workspace)
@@ -130,6 +132,12 @@ class Request:
     def __post_init__(self) -> None:
         if self.evaluations is not None and self.evaluations < 1:
             raise InputError(f"A search needs at least 1 evaluation, got {self.evaluations}.")
+        if self.subset is not None and 0 != self.subset < SMALLEST_SUBSET:
+            raise InputError(
+                f"A subset has at least {SMALLEST_SUBSET} images, or nothing is decided on it; "
+                f"got {self.subset}.",
+                "Give more, or 0 to score all images at once.",
+            )
         if self.latency not in get_args(LatencyMode):
             raise UnknownNameError.of("latency mode", self.latency, get_args(LatencyMode))
         if not 0 <= self.seed < 2**31:
@@ -164,6 +172,7 @@ class Request:
             "prior": str(self.prior) if self.prior else None,
             "sampler": self.sampler,
             "evaluations": self.evaluations,
+            "subset": self.subset,
             "alpha": self.score.alpha,
             "beta": self.score.beta,
             "seed": self.seed,

@@ -74,6 +74,15 @@ class StudyResult:
         return table.sort_values("score", ascending=False).reset_index(drop=True)
 
     @property
+    def stopped(self) -> pd.DataFrame:
+        """The distinct candidates with an estimate in the place of an accuracy; on no front."""
+        keys = ["architecture", "precision"]
+        whole = self.evaluations[self.evaluations["map50_95"].notna()].set_index(keys).index
+        table = self.evaluations[self.evaluations["state"] == "stopped"]
+        table = table[~table.set_index(keys).index.isin(whole)]
+        return table.drop_duplicates(keys, keep="last").reset_index(drop=True)
+
+    @property
     def exchange_rate(self) -> float:
         """What the last of the budget buys, mAP per ms: the largest lambda whose best is there.
 

@@ -102,8 +102,8 @@ class Study:
 
     @property
     def evaluated(self) -> int:
-        """How many distinct candidates were scored, in this run and earlier ones."""
-        return sum(told.accuracy is not None for told in self._told.values())
+        """How many distinct candidates were scored, in part or whole, in this and earlier runs."""
+        return sum(told.is_scored for told in self._told.values())
 
     def ask(self) -> Proposal:
         """Take the next queued point, or let the sampler propose one."""
@@ -134,7 +134,7 @@ class Study:
         if told.latency_ms is None:
             return told if self._failures[digest] >= _MOST_FAILURES else None
         is_lost = not self.budget.admits(told.latency_ms) or not told.keeps_bounds
-        return told if is_lost or told.accuracy is not None else None
+        return told if is_lost or told.is_scored else None
 
     def front(self) -> list[Told]:
         """Return the non-dominated candidates that keep the budget of now, by ascending latency."""
@@ -142,6 +142,11 @@ class Study:
         accuracies = np.array([told.accuracy for told in feasible], dtype=np.float64)
         latencies = np.array([told.latency_ms for told in feasible], dtype=np.float64)
         return [feasible[index] for index in front_indices(accuracies, latencies)]
+
+    def rival(self, latency_ms: float) -> Told | None:
+        """Return what a candidate of this latency has to beat: the best of the front so far."""
+        faster = [one for one in self.front() if (one.latency_ms or 0.0) <= latency_ms]
+        return faster[-1] if faster else None
 
     def advances(self, accuracy: float, latency_ms: float) -> bool:
         """Whether a candidate with these values would be on the front."""
@@ -178,6 +183,31 @@ class Study:
                 "Tell it as infeasible.",
             )
         self._finish(proposal, digest, latency_ms, accuracy, attributes)
+
+    def tell_estimate(
+        self,
+        proposal: Proposal,
+        digest: str,
+        *,
+        estimate: float,
+        latency_ms: float,
+        **attributes: Label,
+    ) -> None:
+        """Finish a trial whose evaluation was stopped, because another on the front is better.
+
+        Samplers take the estimate for an accuracy; no front does.
+
+        Args:
+            proposal: what was asked.
+            digest: of the candidate.
+            estimate: of mAP50-95 on all validation images.
+            latency_ms: at most the budget.
+            attributes: what else the dashboard should show about the trial.
+
+        Raises:
+            StudyError: a value is not finite or out of range.
+        """
+        self._finish(proposal, digest, latency_ms, estimate, attributes, fidelity="subset")
 
     def tell_infeasible(
         self,
@@ -217,8 +247,12 @@ class Study:
             self.tell_failed(proposal, told.error, told.digest)
             return
         attributes = {"duplicate_of": told.number}
+        known, fidelity = told.accuracy, "whole"
+        if known is None and told.estimate is not None:
+            known, fidelity = told.estimate, "subset"
         self._finish(
-            proposal, told.digest, told.latency_ms, told.accuracy, attributes, told.violations
+            *(proposal, told.digest, told.latency_ms, known, attributes, told.violations),
+            fidelity=fidelity,
         )
 
     def tell_failed(self, proposal: Proposal, reason: str, digest: str = "") -> None:
@@ -241,6 +275,8 @@ class Study:
         accuracy: float | None,
         attributes: Mapping[str, Label],
         broken: Mapping[str, float] = MappingProxyType({}),
+        *,
+        fidelity: str = "whole",
     ) -> None:
         """Tell a trial its values: the only way, so that none lacks a constraint."""
         latency_ms = in_range("latency", latency_ms, math.inf)
@@ -250,6 +286,9 @@ class Study:
             "budget_ms": self.budget.latency_ms,
             "scored": accuracy is not None,
         }
+        whole = fidelity == "whole"
+        if not whole:
+            own["fidelity"] = fidelity
         violations = dict.fromkeys(self._bounds, 0.0) | dict(broken)
         constraints = {"latency": latency_ms - self.budget.latency_ms} | violations
         with translated(self._url), _unless_finished():
@@ -258,7 +297,10 @@ class Study:
                 proposal.trial.set_constraint(name, constraints[name])
             self.optuna_study.tell(proposal.trial, values, skip_if_finished=True)
         told = Told(
-            proposal.number, digest, proposal.choices, latency_ms, accuracy, violations=violations
+            *(proposal.number, digest, proposal.choices, latency_ms),
+            accuracy if whole else None,
+            violations=violations,
+            estimate=None if whole else accuracy,
         )
         self._remember(told)
 

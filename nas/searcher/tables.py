@@ -42,6 +42,7 @@ __all__ = [
     "ReportRow",
     "Row",
     "RunRow",
+    "SubsetScoreRow",
     "TrainingRow",
     "UtcDateTime",
 ]
@@ -183,6 +184,32 @@ class AccuracyRow(Row):
     created: Mapped[datetime] = mapped_column(default=_now)
 
 
+class SubsetScoreRow(Row):
+    """mAP50-95 of an engine on the first part of the validation images; it stands on no front.
+
+    The images follow from the data set and their number (`nas.searcher.fidelity`).
+    """
+
+    __tablename__ = "nas_subset_scores"
+    __table_args__ = (
+        UniqueConstraint(
+            "architecture", "precision", "data", "weights_digest", "artifact", "images"
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    architecture: Mapped[str] = mapped_column(ForeignKey("nas_architectures.digest"))
+    precision: Mapped[str] = mapped_column(_NAME)
+    data: Mapped[str] = mapped_column(_DIGEST)
+    weights_digest: Mapped[str] = mapped_column(_DIGEST)
+    artifact: Mapped[str] = mapped_column(_NAME)
+    images: Mapped[int]
+    map50_95: Mapped[float]
+    resampled: Mapped[list[Any]]  # mAP50-95 on each resample of the images; equal draws for all
+    seconds: Mapped[float | None]
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
 class EvaluationRow(Row):
     """What became of a trial.
 
@@ -210,6 +237,13 @@ class EvaluationRow(Row):
     accuracy_id: Mapped[int | None] = mapped_column(
         ForeignKey("nas_accuracies.id", ondelete="SET NULL")
     )
+    # What the accuracy is, or what was told in its place: `whole`, `subset` or `rung`.
+    fidelity: Mapped[str | None] = mapped_column(_NAME)
+    estimate: Mapped[float | None]
+    estimate_low: Mapped[float | None]
+    estimate_high: Mapped[float | None]
+    estimate_images: Mapped[int | None]
+    estimate_iterations: Mapped[int | None]
     score: Mapped[float | None]
     score_lambda: Mapped[float | None]
     score_alpha: Mapped[float | None]
@@ -374,6 +408,12 @@ EVALUATION_COLUMNS: tuple[ColumnElement[Any], ...] = (
     EvaluationRow.environment.label("environment"),
     *_ACCURACY_COLUMNS,
     AccuracyRow.seconds.label("accuracy_seconds"),
+    EvaluationRow.fidelity.label("fidelity"),
+    EvaluationRow.estimate.label("estimate"),
+    EvaluationRow.estimate_low.label("estimate_low"),
+    EvaluationRow.estimate_high.label("estimate_high"),
+    EvaluationRow.estimate_images.label("estimate_images"),
+    EvaluationRow.estimate_iterations.label("estimate_iterations"),
     EvaluationRow.score.label("score"),
     ArchitectureRow.parameters.label("parameters"),
     ArchitectureRow.macs.label("macs"),

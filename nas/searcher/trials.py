@@ -56,6 +56,7 @@ class Told:
         accuracy: mAP50-95; None if the candidate was never scored.
         error: why it failed, or nothing.
         violations: of the bounds beside the latency; more than 0 breaks one.
+        estimate: of the accuracy, where its evaluation was stopped.
     """
 
     number: int
@@ -65,6 +66,12 @@ class Told:
     accuracy: float | None
     error: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
+    estimate: float | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it has an accuracy, or an estimate that was found to be enough."""
+        return self.accuracy is not None or self.estimate is not None
 
     @property
     def keeps_bounds(self) -> bool:
@@ -82,8 +89,8 @@ class Told:
 
     @property
     def worth(self) -> int:
-        """How much is known: a score is worth more than a latency, and that more than a failure."""
-        return (self.latency_ms is not None) + (self.accuracy is not None)
+        """How much is known: an accuracy, less an estimate, a latency, a failure."""
+        return (self.latency_ms is not None) + self.is_scored + (self.accuracy is not None)
 
 
 def told_of(trial: FrozenTrial) -> Told | None:
@@ -99,8 +106,16 @@ def told_of(trial: FrozenTrial) -> Told | None:
     accuracy, latency_ms = trial.values
     scored = trial.user_attrs["scored"]
     violations = {name: one for name, one in trial.constraints.items() if name != "latency"}
-    known = accuracy if scored else None
-    return Told(trial.number, digest, choices, latency_ms, known, violations=violations)
+    whole = trial.user_attrs.get("fidelity", "whole") == "whole"
+    return Told(
+        trial.number,
+        digest,
+        choices,
+        latency_ms,
+        accuracy if scored and whole else None,
+        violations=violations,
+        estimate=accuracy if scored and not whole else None,
+    )
 
 
 def in_range(what: str, value: float, largest: float) -> float:

@@ -172,7 +172,7 @@ def test_accuracy_judge__scores_again_what_was_never_compared(
         old = dataclasses.replace(accuracy, map50_95=0.9, agreement=None)
         for stored, expected in ((old, accuracy), (accuracy, accuracy)):
             row = database.add_accuracy(
-                digest, "fp32", stored, data=dataset.digest, weights_digest="w"
+                digest, "fp32", stored, data=dataset.digest, weights_digest=judge.weights
             )
             assert judge(candidate) == (row, expected)
             assert row == first

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import optuna
 import pytest
 
 from nas.latency.clock import ClockSettings
@@ -19,7 +20,9 @@ from nas.searcher.loop import search
 from nas.searcher.progress import Silent
 from nas.searcher.request import Request, Workspace
 from nas.searcher.setting import Setting, open_setting
+from nas.searcher.study import open_storage
 from nas.searcher.supernets import supernet_digest
+from nas.searcher.trials import told_of
 from nas.units import Budget
 
 QUICK = ClockSettings(half_width=0.9, min_blocks=3, max_blocks=4, block_ms=2, warmup_ms=2)
@@ -115,3 +118,33 @@ def test_search__engine_that_crashes_costs_one_candidate(
     assert "was killed by signal 11 (Segmentation fault)" in failed["error"]
     later = result.evaluations.query(f"trial > {failed['trial']} and state == 'complete'")
     assert not later.empty
+
+
+def test_search__stopped_candidates_stand_on_no_front(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.searcher.loop.subset_size", lambda *_: 10)
+    result = search(setting, Silent())
+    stopped, scored = result.stopped, result.scored
+    # Untrained networks find nothing, so whatever is not the fastest so far is stopped.
+    assert len(stopped) + len(scored) == 5
+    assert len(stopped) >= 1
+    assert stopped["map50_95"].isna().all()
+    assert stopped["estimate"].between(stopped["estimate_low"], stopped["estimate_high"]).all()
+    assert set(stopped["fidelity"]) == {"subset"}
+    assert set(stopped["estimate_images"]) == {10}
+    assert set(scored["fidelity"]) == {"whole"}
+    assert set(scored["images"]) == {len(setting.dataset.validation)}
+    assert not set(result.front["trial"]) & set(stopped["trial"])
+    with open_storage(setting.database) as storage:
+        trials = optuna.load_study(study_name=result.study, storage=storage).trials
+    for trial in (trials[number] for number in stopped["trial"]):
+        assert trial.user_attrs["fidelity"] == "subset"
+        told = told_of(trial)
+        assert told is not None
+        assert told.accuracy is None
+        assert told.estimate == trial.values[0]
+    # Resumed, it has all five evaluations already.
+    request = dataclasses.replace(setting.request, study=result.study)
+    again = search(dataclasses.replace(setting, request=request), Silent())
+    assert len(again.evaluations) == len(result.evaluations)
