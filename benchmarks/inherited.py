@@ -13,21 +13,22 @@ import torch
 from numpy.typing import NDArray
 
 from nas.accuracy.dataset import Dataset, Split
+from nas.accuracy.distributed import ALONE
 from nas.accuracy.evaluate import evaluate
 from nas.accuracy.recipe import Recipe
-from nas.accuracy.training import train_supernet
 from nas.errors import InputError
 from nas.latency.clock import Elapsed
 from nas.model.detector import Detector
 from nas.model.supernet import Supernet
 from nas.searcher.inherited import InheritedDetectors
-from nas.searcher.supernets import subnet_draws
+from nas.searcher.supernets import train_afresh
+from nas.searcher.team import Part
 from nas.space.architecture import Architecture, digest_of
 from nas.space.space import SearchSpace
 
 _VARIED = (
     *("iterations", "batch_size", "peak_lr", "weight_decay", "ema_decay", "seed"),
-    *("rule", "largest_only", "fair", "strata"),
+    *("rule", "largest_only", "fair", "strata", "apart"),
     *("in_place", "in_place_from", "shared_assignment"),
 )
 """Fields of a recipe that name a supernet in the cache; empty it if other defaults change."""
@@ -99,7 +100,6 @@ class Trained:
 
     supernet: Supernet
     cpu_s: float
-    iterations: int
 
 
 def trained(
@@ -112,20 +112,15 @@ def trained(
     )
     weights, facts = (cache / "supernets" / f"{key}.{kind}" for kind in ("safetensors", "json"))
     if facts.exists():
-        return Trained(Supernet.load(weights), json.loads(facts.read_text()), recipe.iterations)
+        return Trained(Supernet.load(weights), json.loads(facts.read_text()))
     weights.parent.mkdir(parents=True, exist_ok=True)
-    classes = len(dataset.classes)
-    largest, smallest = (
-        space.candidate(space.anchors[name], classes).architecture for name in ("max", "min")
-    )
-    supernet = Supernet(space.covering(classes), seed=seed)
     elapsed = Elapsed()
-    draws = subnet_draws(space, classes, recipe)
-    train_supernet(supernet, draws, largest, dataset.train, recipe, smallest=smallest)
+    alone = Part(ALONE, torch.device("cpu"))
+    supernet = train_afresh(space, len(dataset.classes), dataset.train, recipe, None, alone)
     cpu_s = elapsed.cpu_s
     supernet.save(weights)
     facts.write_text(json.dumps(cpu_s))
-    return Trained(supernet, cpu_s, recipe.iterations)
+    return Trained(supernet, cpu_s)
 
 
 def inherited(

@@ -20,6 +20,8 @@ from nas.space.architecture import digest_of
 
 __all__ = ["Recipe"]
 
+_AGAIN = 0.4  # share of the peak learning rate, where training starts from trained weights
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -39,6 +41,8 @@ class Recipe:
         largest_only: share of the iterations, at the start, that train only the largest subnet.
         fair: let every block type come equally often; see `Draws`.
         strata: buckets of cost that come equally often; see `Draws`. 0 leaves it to chance.
+        apart: further iterations of a supernet, as a multiple of `iterations`, in which each input
+            size has weights of its own; see `Supernet.split`. A step trains one of the sizes.
         in_place: what learning from the largest subnet of the step counts, beside the objects; see
             `nas.accuracy.distillation`. 0 for none.
         in_place_from: share of the iterations before which nothing is learnt from it: a network
@@ -77,6 +81,7 @@ class Recipe:
     largest_only: float = 0.25
     fair: bool = False
     strata: int = 0
+    apart: float = 0.0
     in_place: float = 0.0
     in_place_from: float = 0.5
     shared_assignment: bool = False
@@ -117,8 +122,9 @@ class Recipe:
             raise InputError(f"Shares of a recipe lie in 0..1, got {self}.")
         if not (0 < self.peak_lr < 1 and self.clip > 0 and self.ema_ramp > 0):
             raise InputError(f"Learning rate, clip and ramp are above 0, got {self}.")
-        if not (0 <= self.in_place < math.inf and self.strata >= 0):
-            raise InputError(f"The weight `in_place` and `strata` are at least 0, got {self}.")
+        least = min(self.in_place, self.apart, self.strata)
+        if not (least >= 0 and max(self.in_place, self.apart) < math.inf):
+            raise InputError(f"`in_place`, `apart` and `strata` are at least 0, got {self}.")
         if self.rule == "uniform" and (self.in_place or self.shared_assignment):
             raise InputError(
                 "With one subnet a step there is no largest one to learn from, got the rule "
@@ -141,11 +147,27 @@ class Recipe:
 
     def fine_tuning(self) -> Self:
         """A short further training of one detector that starts from trained weights."""
+        return self._again(max(self.iterations // 4, 20))
+
+    def by_size(self) -> tuple[Self, Self | None]:
+        """Return how all input sizes learn together, and how each goes on with its own weights."""
+        further = self.supernet_iterations - self.iterations
+        return self, self._again(further) if further else None
+
+    @property
+    def supernet_iterations(self) -> int:
+        """Steps of a supernet, in both of its stages."""
+        return self.iterations + round(self.apart * self.iterations)
+
+    def _again(self, iterations: int) -> Self:
+        """From trained weights: without what only begins to teach a network."""
         return dataclasses.replace(
             self,
-            iterations=max(self.iterations // 4, 20),
-            peak_lr=0.4 * self.peak_lr,
-            curriculum=Curriculum(),  # it begins with what the network can do already
+            iterations=iterations,
+            peak_lr=_AGAIN * self.peak_lr,
+            largest_only=0.0,
+            in_place_from=0.0,
+            curriculum=Curriculum(),
             stages=Stages(),
         )
 

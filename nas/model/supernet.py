@@ -10,6 +10,10 @@ blocks and convolutions are part of parameter names, so they have weights of the
 dense attention at one level share theirs.
 
 Running statistics are not shared: a subnet has those of its own, filled by `recalibrate`.
+
+A supernet may be split by input size: then subnets share weights with those of their size alone
+(few-shot NAS, Zhao et al., ICML 2021, which splits by operations). Weights that serve several sizes
+suit the middle ones best, and the order of subnets of different sizes suffers.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from nas.errors import ArchitectureError, InputError, StorageError
 from nas.model.blocks.layers import Layout, Shareable, reusing
 from nas.model.detector import Detector, Predictions
 from nas.space.architecture import Architecture, digest_of
+from nas.space.record import Size
 
 __all__ = ["Supernet", "recalibrate"]
 
@@ -68,18 +73,28 @@ class Supernet(nn.Module):
         architectures: they cover the space: each tensor is as wide, in each part, as the widest
             that any of them has.
         seed: of the initial weights, drawn as a `Detector` draws its own.
+        sizes: input sizes that have weights of their own, equal at first; none: all share theirs.
 
     Raises:
         ArchitectureError: no architecture, or two that use a name for different things.
     """
 
-    def __init__(self, architectures: Sequence[Architecture], seed: int = 0) -> None:
+    def __init__(
+        self, architectures: Sequence[Architecture], seed: int = 0, sizes: Sequence[Size] = ()
+    ) -> None:
         super().__init__()
         if not architectures:
             raise ArchitectureError("A supernet covers at least one architecture, got none.")
         self.architectures = tuple(dict.fromkeys(architectures))
         self._entries, tensors = _table(self.architectures, seed)
-        self.shared = nn.ParameterDict({_key(name): tensor for name, tensor in tensors.items()})
+        self.sizes = tuple(sizes)
+        self.shared = nn.ParameterDict(
+            {
+                _key(name, size): nn.Parameter(tensor.detach().clone()) if size else tensor
+                for size in self.sizes or (None,)
+                for name, tensor in tensors.items()
+            }
+        )
         self._plans: OrderedDict[tuple[Architecture, torch.device, bool], _Plan] = OrderedDict()
         self._parts: dict[tuple[torch.device, bool], _Parts] = {}
         self.recompute = False  # of the backbone of whatever runs; see `Backbone`
@@ -91,7 +106,18 @@ class Supernet(nn.Module):
     @property
     def digest(self) -> str:
         """Digest of the architectures that it was built from."""
-        return digest_of([architecture.canonical() for architecture in self.architectures])
+        described = [architecture.canonical() for architecture in self.architectures]
+        return digest_of([described, self.sizes] if self.sizes else described)
+
+    @torch.no_grad()
+    def split(self) -> Self:
+        """Return a supernet with a copy of these weights for each input size that it covers."""
+        sizes = sorted({architecture.input for architecture in self.architectures})
+        parted = type(self)(self.architectures, sizes=sizes).to(self._device())
+        for size in sizes:
+            for name in self._entries:
+                parted.shared[_key(name, size)].copy_(self.shared[_key(name)])
+        return parted.train(self.training)
 
     def forward(self, images: Tensor, architecture: Architecture) -> Predictions:
         """Run a subnet on images (B, 3, H, W); gradients reach the shared weights.
@@ -115,7 +141,7 @@ class Supernet(nn.Module):
         def run(images: Tensor) -> Predictions:
             plan = self._plan(architecture)  # kept, unless device or mode changed
             plan.skeleton.backbone.recompute = self.recompute
-            weights = {name: self._slice(name, plan.slices[name]) for name in plan.slices}
+            weights = self._weights(architecture, plan)
             output: Predictions = functional_call(
                 plan.skeleton, weights, (images,), tie_weights=False
             )
@@ -132,8 +158,9 @@ class Supernet(nn.Module):
         """
         plan = self._plan(architecture)
         detector = Detector(architecture).to(self._device())
+        weights = self._weights(architecture, plan)
         for name, parameter in detector.named_parameters():
-            parameter.copy_(self._slice(name, plan.slices[name]))
+            parameter.copy_(weights[name])
         return detector.train(self.training)
 
     def save(self, path: Path) -> None:
@@ -146,10 +173,12 @@ class Supernet(nn.Module):
         metadata = {
             "format": _FORMAT,
             "architectures": json.dumps(described, sort_keys=True),
-            "digest": self.digest,
+            "digest": digest_of(described),
+            "sizes": json.dumps(self.sizes),
         }
         tensors = {
-            name: self.shared[_key(name)].detach().cpu().contiguous() for name in self._entries
+            key.replace("/", "."): tensor.detach().cpu().contiguous()
+            for key, tensor in self.shared.items()
         }
         partial = path.with_name(path.name + ".partial")
         try:
@@ -167,7 +196,9 @@ class Supernet(nn.Module):
         """
         try:
             with safe_open(path, "pt") as file:
-                supernet = cls(_described(path, file.metadata() or {}))
+                metadata = file.metadata() or {}
+                sizes = [(h, w) for h, w in json.loads(metadata.get("sizes", "[]"))]
+                supernet = cls(_described(path, metadata), sizes=sizes)
                 supernet._fill({name: file.get_tensor(name) for name in list(file.keys())}, path)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"The supernet {path} cannot be read: {error}.") from error
@@ -175,9 +206,8 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def _fill(self, tensors: dict[str, Tensor], path: Path) -> None:
-        if {name: tuple(t.shape) for name, t in tensors.items()} != {
-            name: entry.shape for name, entry in self._entries.items()
-        }:
+        found = {_key(name): tensor.shape for name, tensor in tensors.items()}
+        if found != {key: tensor.shape for key, tensor in self.shared.items()}:
             raise StorageError(
                 f"The weights in {path} are not those that its architectures need.",
                 "Train the supernet again with this version.",
@@ -188,16 +218,18 @@ class Supernet(nn.Module):
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def _slice(self, name: str, indices: tuple[_Index, ...]) -> Tensor:
-        tensor: Tensor = self.shared[_key(name)]
-        for dimension, index in enumerate(indices):
-            if isinstance(index, Tensor):
-                tensor = tensor.index_select(dimension, index)
-            elif index is not None:
-                tensor = tensor.narrow(dimension, 0, index)
-        return tensor
+    def _weights(self, architecture: Architecture, plan: _Plan) -> dict[str, Tensor]:
+        size = architecture.input if self.sizes else None
+        return {
+            name: _cut(self.shared[_key(name, size)], plan.slices[name]) for name in plan.slices
+        }
 
     def _plan(self, architecture: Architecture) -> _Plan:
+        if self.sizes and architecture.input not in self.sizes:
+            raise ArchitectureError(
+                f"The supernet has weights for inputs of {self.sizes}, got {architecture.input}.",
+                "Choose an architecture of the space that the supernet was built for.",
+            )
         device, training = self._device(), self.training
         key = (architecture, device, training)
         if key not in self._plans:
@@ -260,8 +292,18 @@ def recalibrate(detector: nn.Module, batches: Iterable[Tensor]) -> None:
         raise InputError("Recalibration needs at least one batch, got none.")
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # parameters of a ParameterDict cannot have dots
+def _key(name: str, size: Size | None = None) -> str:
+    key = name.replace(".", "/")  # parameters of a ParameterDict cannot have dots
+    return key if size is None else f"{size[0]}x{size[1]}/{key}"
+
+
+def _cut(tensor: Tensor, indices: tuple[_Index, ...]) -> Tensor:
+    for dimension, index in enumerate(indices):
+        if isinstance(index, Tensor):
+            tensor = tensor.index_select(dimension, index)
+        elif index is not None:
+            tensor = tensor.narrow(dimension, 0, index)
+    return tensor
 
 
 def _skeleton(architecture: Architecture, parts: _Parts) -> Detector:

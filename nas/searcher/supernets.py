@@ -5,13 +5,15 @@ A re-targeted study has its parent's, whatever precisions its own space is in: w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.sampling import Draws
-from nas.accuracy.training import train_supernet
+from nas.accuracy.training import Progress, train_supernet
 from nas.errors import StudyError
 from nas.model.detector import profile
 from nas.model.supernet import Supernet
@@ -27,6 +29,7 @@ __all__ = [
     "subnet_draws",
     "supernet_digest",
     "supernet_of",
+    "train_afresh",
     "trained_supernet",
     "weights_of",
 ]
@@ -110,20 +113,68 @@ def trained_supernet(
     if path.exists():
         return Supernet.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    listener.stage("Train the supernet", recipe.iterations)
+    listener.stage("Train the supernet", recipe.supernet_iterations)
     checkpoint = path.with_suffix(".checkpoint")
     classes = len(dataset.classes)
-    training = partial(_trained, space, classes, dataset.train, recipe, checkpoint)
+    training = partial(train_afresh, space, classes, dataset.train, recipe, checkpoint)
     supernet = train_together(training, listener)
     supernet.save(path)
-    checkpoint.unlink(missing_ok=True)
+    for written in (checkpoint, _of_last_stage(checkpoint)):
+        written.unlink(missing_ok=True)
     return supernet
 
 
-def _trained(
-    space: SearchSpace, classes: int, split: Split, recipe: Recipe, checkpoint: Path, part: Part
+def train_afresh(
+    space: SearchSpace,
+    classes: int,
+    split: Split,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    part: Part,
 ) -> Supernet:
+    """Make the supernet of a space and train it, in the stages of the recipe.
+
+    Args:
+        space: covered by the supernet.
+        classes: of the data set.
+        split: what to learn from.
+        recipe: how.
+        checkpoint: read and written by the first stage, and a file beside it by the last; None
+            keeps none. They are left for the caller to delete.
+        part: of this process.
+
+    Raises:
+        TrainingError, StorageError, KeyboardInterrupt: see `train_supernet`.
+    """
+    together, apart = recipe.by_size()
     supernet = Supernet(space.covering(classes), seed=recipe.seed).to(part.device)
+    _train(supernet, space, classes, split, together, checkpoint, part)
+    if apart is not None:
+        supernet, before = supernet.split(), together.iterations
+        later = replace(part, progress=part.progress and partial(_later, part.progress, before))
+        path = checkpoint and _of_last_stage(checkpoint)
+        _train(supernet, space, classes, split, apart, path, later)
+    return supernet.to("cpu")
+
+
+def _of_last_stage(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(f".apart{checkpoint.suffix}")
+
+
+def _later(hear: Callable[[Progress], None], before: int, progress: Progress) -> None:
+    iteration, total = progress.iteration + before, progress.total + before
+    hear(replace(progress, iteration=iteration, total=total))
+
+
+def _train(
+    supernet: Supernet,
+    space: SearchSpace,
+    classes: int,
+    split: Split,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    part: Part,
+) -> None:
     train_supernet(
         supernet,
         subnet_draws(space, classes, recipe),
@@ -136,4 +187,3 @@ def _trained(
         due=part.due,
         processes=part.processes,
     )
-    return supernet.to("cpu")

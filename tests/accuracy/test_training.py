@@ -300,7 +300,7 @@ def test_recipe__digest_names_what_decides_the_weights() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"in_place": 1.0}, {"shared_assignment": True}, {"strata": -1}),
+        *({"in_place": 1.0}, {"shared_assignment": True}, {"strata": -1}, {"apart": -0.1}),
         {"in_place": -1.0, "rule": "sandwich"},
         *({"iterations": 0}, {"batch_size": 0}, {"peak_lr": 0.0}),
         *({"ema_decay": 1.0}, {"warmup": 1.5}),
@@ -309,3 +309,15 @@ def test_recipe__digest_names_what_decides_the_weights() -> None:
 def test_recipe__senseless_values(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Recipe(**options)
+
+
+def test_recipe__stage_of_the_sizes_starts_from_trained_weights() -> None:
+    recipe = Recipe(iterations=100, apart=0.5, rule="sandwich", in_place=1.0)
+    together, apart = recipe.by_size()
+    assert together == recipe
+    assert apart is not None
+    assert (apart.iterations, apart.largest_only) == (50, 0)
+    assert recipe.supernet_iterations == 150
+    assert apart.peak_lr < recipe.peak_lr
+    assert apart.teaching(0) == 1
+    assert Recipe(apart=0.0).by_size()[1] is None

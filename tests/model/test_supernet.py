@@ -381,3 +381,56 @@ def test_recalibrate__makes_deployed_scores_those_of_the_batch(
     expected = detector(images).logits.sigmoid()
     recalibrate(detector, [images])
     torch.testing.assert_close(detector.deploy()(images)[1], expected, rtol=0.05, atol=1e-3)
+
+
+@pytest.fixture
+def two_sizes(build_architecture: Build) -> tuple[Architecture, Architecture]:
+    first = build_architecture(attention={"P4": {"tokens": 4}})
+    second = first.at_input((2 * first.input[0], 2 * first.input[1]))
+    return first, second
+
+
+def test_split__gives_the_same_subnets_at_first(two_sizes: tuple[Architecture, ...]) -> None:
+    whole = Supernet(two_sizes, seed=3).train()
+    parted = whole.split()
+    assert parted.training
+    assert parted.digest != whole.digest
+    for architecture in two_sizes:
+        images = _images(architecture)
+        assert _equal(whole(images, architecture), parted(images, architecture))
+        pairs = zip(
+            *(one.extract(architecture).parameters() for one in (whole, parted)), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_split__a_size_learns_alone(two_sizes: tuple[Architecture, ...]) -> None:
+    parted = Supernet(two_sizes).split().train()
+    first, second = two_sizes
+    before = parted.extract(second)
+    optimizer = torch.optim.SGD(parted.parameters(), lr=0.1)
+    parted(_images(first), first).logits.square().sum().backward()
+    optimizer.step()
+    unchanged = zip(before.parameters(), parted.extract(second).parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in unchanged)
+    moved = zip(before.parameters(), parted.extract(first).parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in moved)
+
+
+def test_split__refuses_other_sizes(two_sizes: tuple[Architecture, ...]) -> None:
+    first, second = two_sizes
+    with pytest.raises(ArchitectureError, match="weights for inputs of"):
+        Supernet([first]).split().extract(second)
+
+
+def test_split__is_saved_and_loaded(two_sizes: tuple[Architecture, ...], tmp_path: Path) -> None:
+    parted = Supernet(two_sizes).split()
+    with torch.no_grad():
+        for number, parameter in enumerate(parted.parameters()):
+            parameter.fill_(number)
+    parted.save(tmp_path / "parted.safetensors")
+    loaded = Supernet.load(tmp_path / "parted.safetensors")
+    assert loaded.sizes == parted.sizes
+    assert loaded.digest == parted.digest
+    kept = zip(loaded.named_parameters(), parted.named_parameters(), strict=True)
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in kept)
