@@ -71,7 +71,7 @@ def _sampler(pool: Pool, seed: int) -> AutoNACSampler:
         search_space={choice.name: _distribution(choice) for choice in pool.choices},
         latency=partial(_latencies, pool),
         budget_ms=None if pool.budgets_ms else min(pool.budget_ms, float(pool.latency_ms.max())),
-        front=bool(pool.budgets_ms),
+        front_share=float(bool(pool.budgets_ms)),
         seed=seed,
     )
 

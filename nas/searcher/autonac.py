@@ -15,7 +15,9 @@ a placeholder. Latency and constraints from every trial that has them.
 learned on the trials alone: a search that was stopped and resumed goes on as if it had not been.
 
 **Several processes.** A proposal is stored with its trial before the trial starts, and proposals
-are compared after that: whoever sees its own proposal at another running trial proposes again.
+are compared after that: whoever finds its own at a trial that it did not know proposes again. What
+the parameters are is not known before a trial has finished, unless it is given as `search_space`;
+trials that start until then count through the points by their numbers, so no two are equal.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from nas.errors import InputError
 from nas.searcher.autonac_history import (
@@ -40,13 +42,17 @@ from nas.searcher.autonac_history import (
     History,
     Params,
     choices_of,
+    counted,
+    finite,
+    is_proposed,
     params_of,
 )
 from nas.searcher.autonac_round import Memory, Question, next_point
 
 __all__ = ["AutoNACSampler"]
 
-_MOST_CLAIMS = 5  # proposals that other processes took at the same moment
+_FRONT_SHARE = 0.5
+_MOST_CLAIMS = 8  # proposals that other processes took at the same moment
 
 
 class AutoNACSampler(BaseSampler):
@@ -60,41 +66,53 @@ class AutoNACSampler(BaseSampler):
         figures: other positive figures of some points, (N, E), that accuracy may depend on, such as
             MACs and parameters.
         key: what two points share if they describe one candidate; it is not proposed twice.
+        usage: the figures of a point over their bounds, by the name of the constraint, where that
+            is exact and cheap, such as parameters over the most that there may be: what uses more
+            than 1 of a bound is not proposed. Other constraints are learned from trials.
         budget_ms: the upper bound of latency. None takes the attribute `budget_ms` of the study, or
-            none.
-        front: whether candidates faster than the budget matter too; None says so if the study has
-            two objectives.
+            the largest of `budgets`, or none.
+        budgets: the latencies in ms at which the front is wanted; none advances the whole of it.
+        front_share: of the trials that go to the whole front, 0..1, the others toward the budget.
+            None takes all of them if there is no budget or a list of budgets, half of them if the
+            study has two objectives, and none of them otherwise.
         anchors: points to begin with.
         n_trials: how many accuracies there will be, if that is known: the last of them are searched
             for around the front alone.
         seed: of every random draw; None takes one from the operating system.
 
     Raises:
-        InputError: the budget is not positive.
+        InputError: a budget is not positive, or the share does not lie in 0..1.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each of them is something that a user may know
         self,
         *,
         search_space: Mapping[str, BaseDistribution] | None = None,
         latency: Callable[[Sequence[Params]], Sequence[float]] | None = None,
         figures: Callable[[Sequence[Params]], NDArray[np.float64]] | None = None,
         key: Callable[[Params], Hashable] | None = None,
+        usage: Callable[[Params], Mapping[str, float]] | None = None,
         budget_ms: float | None = None,
-        front: bool | None = None,
+        budgets: Sequence[float] = (),
+        front_share: float | None = None,
         anchors: Sequence[Params] = (),
         n_trials: int | None = None,
         seed: int | None = None,
     ) -> None:
-        if budget_ms is not None and not budget_ms > 0:
-            raise InputError(f"A budget is positive, got {budget_ms:g} ms.")
+        for one in (*budgets, *([] if budget_ms is None else [budget_ms])):
+            if not one > 0:
+                raise InputError(f"A budget is positive, got {one:g} ms.")
+        if front_share is not None and not 0 <= front_share <= 1:
+            raise InputError(f"The front's share of trials lies in 0..1, got {front_share:g}.")
         self._space = None if search_space is None else dict(search_space)
-        self._front = front
+        self._front_share = front_share
         self._question = Question(
             latency=latency,
             figures=figures,
             key=key,
+            usage=usage,
             budget_ms=budget_ms,
+            budgets=tuple(budgets),
             anchors=tuple(anchors),
             n_trials=n_trials,
         )
@@ -105,7 +123,11 @@ class AutoNACSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return every parameter that is sampled together: those with finitely many values."""
-        return self._space if self._space is not None else choices_of(_others(study, trial))
+        if self._space is not None:
+            return self._space
+        others = _others(study, trial)
+        # A running trial may not have asked for all of its parameters yet.
+        return choices_of(others) if any(one.state.is_finished() for one in others) else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -122,14 +144,16 @@ class AutoNACSampler(BaseSampler):
             return {}
         question, choices = self._of(study), Choices(search_space)
         for attempt in range(_MOST_CLAIMS):
-            history = History.of(study, _others(study, trial), choices)
+            others = _others(study, trial)
+            known = {one.number: params_of(one) for one in others}
+            history = History.of(study, others, choices)
             rng = np.random.default_rng([self._seed, trial.number, attempt])
             params = next_point(question, choices, history, self._memory, rng)
             text = json.dumps(params)
             # As Optuna's own samplers do: nothing public lets a sampler store anything.
             study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, text)  # noqa: SLF001
-            running = _others(study, trial, (TrialState.RUNNING,))
-            if all(params_of(one) != params for one in running):
+            now = ((one.number, params_of(one)) for one in _others(study, trial))
+            if not any(one == params != known.get(number) for number, one in now):
                 break
         return params
 
@@ -140,7 +164,14 @@ class AutoNACSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw a parameter that is not sampled together with others at random."""
+        """Draw a parameter that is not sampled together with others at random.
+
+        A trial that started before there was anything to learn counts through the values instead.
+        """
+        if not is_proposed(trial):
+            together = finite({**trial.distributions, param_name: param_distribution})
+            if param_name in together:
+                return counted(trial.number, together)[param_name]
         digest = hashlib.sha256(f"{self._seed}:{trial.number}:{param_name}".encode()).digest()
         sampler = RandomSampler(seed=int.from_bytes(digest[:4], "big"))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
@@ -156,13 +187,16 @@ class AutoNACSampler(BaseSampler):
                 "maximises it.",
                 "Put accuracy first and latency second, to be minimised.",
             )
-        budget_ms = self._question.budget_ms or study.user_attrs.get("budget_ms")
-        front = len(directions) > 1 if self._front is None else self._front
-        return replace(self._question, budget_ms=budget_ms, front=front)
+        asked = self._question
+        budget_ms = asked.budget_ms or study.user_attrs.get("budget_ms")
+        budget_ms = max(asked.budgets, default=None) if budget_ms is None else budget_ms
+        share = self._front_share
+        if share is None and len(directions) > 1:
+            share = 1.0 if asked.budgets or budget_ms is None else _FRONT_SHARE
+        share = float(bool(asked.budgets)) if share is None else share
+        return replace(asked, budget_ms=budget_ms, front_share=share)
 
 
-def _others(
-    study: Study, trial: FrozenTrial, states: tuple[TrialState, ...] | None = None
-) -> list[FrozenTrial]:
-    trials = study.get_trials(deepcopy=False, states=states)
+def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False)
     return [one for one in trials if one.number != trial.number]

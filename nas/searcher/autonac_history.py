@@ -5,6 +5,7 @@ Dimension letters: n distinct points in the order of their first trials, C choic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.searcher.proposing import ABSENT
 
-__all__ = ["PROPOSAL", "Choices", "History", "Params", "choices_of", "params_of"]
+__all__ = [
+    "PROPOSAL",
+    "Choices",
+    "History",
+    "Params",
+    "choices_of",
+    "counted",
+    "finite",
+    "is_proposed",
+    "params_of",
+]
 
 Params = Mapping[str, Any]
 """Optuna's name of a parameter -> its value."""
@@ -37,10 +48,11 @@ class Choices:
     """Parameters with finitely many values, as positions in lists of them.
 
     Args:
-        distributions: as `choices_of` selects them.
+        distributions: as `finite` selects them, in the order in which trials ask for them.
     """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        self.distributions = dict(distributions)
         self.names = tuple(distributions)
         self.options = tuple(_values(one) for one in distributions.values())
         self.sizes = tuple(len(values) for values in self.options)
@@ -73,7 +85,29 @@ def choices_of(trials: Iterable[FrozenTrial]) -> dict[str, BaseDistribution]:
     found: dict[str, BaseDistribution] = {}
     for trial in trials:
         found.update(trial.distributions)
-    return {name: one for name, one in found.items() if 1 < _count(one) <= _MOST_VALUES}
+    return finite(found)
+
+
+def finite(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Select those with two values or more, and finitely many."""
+    return {name: one for name, one in distributions.items() if 1 < _count(one) <= _MOST_VALUES}
+
+
+def counted(number: int, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Return the point of a number; as many consecutive numbers as there are points have all.
+
+    The digits of the number to the base of the parameters' counts of values, each moved on by those
+    before it, so that neighbours differ in most parameters, and by a start that its name decides.
+    Every digit depends on those before it alone: a trial can ask for one parameter after the other.
+    """
+    point: dict[str, Any] = {}
+    moved = 0
+    for name, one in distributions.items():
+        number, digit = divmod(number, _count(one))
+        moved += digit
+        start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        point[name] = _values(one)[(start + moved) % _count(one)]
+    return point
 
 
 @dataclass(frozen=True)
@@ -99,7 +133,12 @@ class History:
         """Read trials; of several with one point, the one that says most counts."""
         told: dict[tuple[int, ...], FrozenTrial] = {}
         for trial in trials:
-            codes = choices.encode(params_of(trial))
+            params = params_of(trial)
+            if not params and not trial.state.is_finished():
+                params = counted(trial.number, choices.distributions)
+            codes = choices.encode(params)
+            if set(codes) == {ABSENT}:
+                continue  # it ended before it was anything
             before = told.get(codes)
             if before is None or _worth(trial) > _worth(before):
                 told[codes] = trial
@@ -132,10 +171,15 @@ class History:
 
 def params_of(trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial's parameters, and those that it will get once it asks for them."""
-    proposed = trial.system_attrs.get(PROPOSAL)
-    if trial.state.is_finished() or (proposed is None and not _queued(trial)):
+    if trial.state.is_finished() or not is_proposed(trial):
         return trial.params
-    return {**json.loads(proposed or "{}"), **_queued(trial), **trial.params}
+    proposed = trial.system_attrs.get(PROPOSAL, "{}")
+    return {**json.loads(proposed), **_queued(trial), **trial.params}
+
+
+def is_proposed(trial: FrozenTrial) -> bool:
+    """Whether parameters were decided on before the trial asked for any."""
+    return PROPOSAL in trial.system_attrs or bool(_queued(trial))
 
 
 def _queued(trial: FrozenTrial) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Dimension letters: n points tried, N points of the pool, C choices, E figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,8 @@ _PARENTS = 8
 _LAST_SHARE = 0.15  # of the evaluations, if their number is known: they go to the front's vicinity
 _FEWEST_FIGURES = 4  # before latencies and constraints are predicted
 _NEWEST_FIGURES = 300  # that latencies and constraints are predicted from
+_ALL_OVER = 48  # points whose exact figures are taken, whatever was tried
+_NEWEST_BOUNDED = 100  # points tried that exact figures are learned from beside them
 _EQUIVALENTS = 8  # proposals at a time, once the first describes a candidate that was tried
 _MOST_EQUIVALENTS = 15
 
@@ -40,8 +42,10 @@ class Question:
     latency: Callable[[Sequence[Params]], Sequence[float]] | None = None
     figures: Callable[[Sequence[Params]], _Array] | None = None
     key: Callable[[Params], Hashable] | None = None
+    usage: Callable[[Params], Mapping[str, float]] | None = None
     budget_ms: float | None = None
-    front: bool = True
+    budgets: Sequence[float] = ()
+    front_share: float = 1.0
     anchors: Sequence[Params] = ()
     n_trials: int | None = None
 
@@ -52,6 +56,7 @@ class Memory:
 
     hyperparameters: dict[Hashable, Hyperparameters] = field(default_factory=dict)
     keys: dict[tuple[int, ...], Hashable] = field(default_factory=dict)
+    usage: dict[tuple[int, ...], Mapping[str, float]] = field(default_factory=dict)
 
 
 def next_point(
@@ -84,7 +89,7 @@ class _Round:
         self._memory = memory
         self._rng = rng
         # Both aims in turns: who names a budget wants its best most, and the front beside it.
-        self._whole_front = question.front and (question.budget_ms is None or rng.random() < 0.5)
+        self._whole_front = rng.random() < question.front_share
 
     def choose(self) -> tuple[int, ...]:
         pool = self._pool()
@@ -95,7 +100,8 @@ class _Round:
                 break
             rows = self._ranked(pool, count)
             for row in rows:
-                if self._key(point := tuple(pool[row].tolist())) not in tried:
+                point = tuple(pool[row].tolist())
+                if self._key(point) not in tried and self._keeps_bounds(point):
                     return point
             pool, count = np.delete(pool, rows, axis=0), _EQUIVALENTS
         return tuple(self._rng.integers(self._choices.sizes).tolist())
@@ -138,16 +144,18 @@ class _Round:
         features = encode(everything, self._choices.options, figures)
         latency_ms, admitted = self._latency(features[:n], features[n:], pool)
         admitted = admitted * self._constraints(features[:n], features[n:])
+        within = self._within_bounds(pool)
+        admitted = admitted * within
         columns = [] if figures is None else list(figures.T)
         known = np.concatenate([self._known_latency, latency_ms])
         features = encode(everything, self._choices.options, np.stack([*columns, known], axis=1))
-        allowed = np.flatnonzero(latency_ms <= self._budget)
+        allowed = np.flatnonzero((latency_ms <= self._budget) & (within >= min(0.5, within.max())))
         rows = propose(
             features[n:][allowed],
             latency_ms[allowed],
             self._observed(features[:n], self._history.scored),
             count=count,
-            budget_ms=None if self._whole_front else self._budget,
+            budget_ms=self._rungs if self._whole_front else self._budget,
             rng=self._rng,
             pending=self._observed(features[:n], np.flatnonzero(self._history.running)),
             feasibility=admitted[allowed],
@@ -179,6 +187,11 @@ class _Round:
     @property
     def _budget(self) -> float:
         return np.inf if self._question.budget_ms is None else self._question.budget_ms
+
+    @property
+    def _rungs(self) -> list[float] | None:
+        """The budgets that the front is wanted at; None for all of it."""
+        return [one for one in self._question.budgets if one <= self._budget] or None
 
     @cached_property
     def _known_latency(self) -> _Array:
@@ -214,10 +227,52 @@ class _Round:
         probability = np.ones(len(pool))
         for name, values in self._history.constraints.items():
             is_budget = name == "latency" and np.isfinite(self._budget)
-            if not is_budget and (values > 0).any():
+            if not is_budget and name not in self._bounded and (values > 0).any():
                 limit = self._limit(f"constraint {name}", tried, values)
                 probability *= 1.0 if limit is None else limit.judge(pool, 0.0)[1]
         return probability
+
+    def _within_bounds(self, pool: _Codes) -> _Array:
+        """Return the probability, (N,), that a point keeps the bounds whose figures are exact.
+
+        It is learned from points all over the space: one exact figure may take as long as an ask.
+        """
+        probability = np.ones(len(pool))
+        if self._question.usage is None:
+            return probability
+        tried = self._history.codes[-_NEWEST_BOUNDED:]
+        known = np.concatenate([_all_over(self._choices.sizes), tried])
+        told = [self._usage(tuple(point)) for point in known.tolist()]
+        features = encode(np.concatenate([known, pool]), self._choices.options)
+        for name in self._bounded:
+            figures = np.array([one[name] for one in told], dtype=np.float64)
+            key = (f"bound {name}", self._choices.names)
+            memory = self._memory.hyperparameters
+            if key not in memory:
+                some = slice(_ALL_OVER)
+                memory[key] = Limit(features[some], figures[some]).hyperparameters
+            limit = Limit(features[: len(known)], figures, memory[key])
+            probability *= limit.judge(features[len(known) :], 1.0)[1]
+        return probability
+
+    @cached_property
+    def _bounded(self) -> tuple[str, ...]:
+        """Names of the constraints whose figures are exact."""
+        if self._question.usage is None:
+            return ()
+        return tuple(self._usage(tuple(_all_over(self._choices.sizes)[0].tolist())))
+
+    def _usage(self, point: tuple[int, ...]) -> Mapping[str, float]:
+        assert self._question.usage is not None
+        known = self._memory.usage
+        if point not in known:
+            known[point] = self._question.usage(self._choices.decode(point))
+        return known[point]
+
+    def _keeps_bounds(self, point: tuple[int, ...]) -> bool:
+        if self._question.usage is None:
+            return True
+        return all(value <= 1 for value in self._usage(point).values())
 
     def _limit(self, name: str, tried: _Array, figures: _Array) -> Limit | None:
         known = np.flatnonzero(np.isfinite(figures))
@@ -245,6 +300,11 @@ class _Round:
         if self._question.key is None:
             return set()
         return {self._key(tuple(point)) for point in self._history.codes.tolist()}
+
+
+def _all_over(sizes: Sequence[int]) -> _Codes:
+    """Draw the (_ALL_OVER, C) points that exact figures are taken of: always the same."""
+    return np.random.default_rng(0).integers(sizes, size=(_ALL_OVER, len(sizes)))
 
 
 def _fitted_rows(n: int) -> NDArray[np.intp]:

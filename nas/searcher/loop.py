@@ -123,7 +123,16 @@ def _sampler(setting: Setting, sampler_seed: int | None) -> str | BaseSampler:
     def key(params: Mapping[str, Any]) -> str:
         return setting.candidate(decode(params, choices)).digest
 
-    return AutoNACSampler(key=key, n_trials=request.wanted, seed=_seed(setting, sampler_seed))
+    def usage(params: Mapping[str, Any]) -> dict[str, float]:
+        broken = request.bounds.violations(setting.candidate(decode(params, choices)))
+        return {name: 1 + violation for name, violation in broken.items()}
+
+    return AutoNACSampler(
+        key=key,
+        usage=usage if request.bounds.stated else None,
+        n_trials=request.wanted,
+        seed=_seed(setting, sampler_seed),
+    )
 
 
 class _Loop:

@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from nas.errors import InputError
 from nas.searcher.autonac import AutoNACSampler
-from nas.searcher.autonac_history import Choices, History, choices_of
+from nas.searcher.autonac_history import Choices, History, choices_of, counted
 
 BUDGET_MS = 4.5
 SPACE = {f"op{stage}": CategoricalDistribution(("skip", "conv", "attention")) for stage in range(5)}
@@ -146,7 +148,7 @@ def test_search__points_that_describe_one_candidate_are_tried_once():
 
 
 def test_search__the_end_stays_near_the_front():
-    points = run(study_of(autonac(n_trials=30, front=False)), 40)
+    points = run(study_of(autonac(n_trials=30, front_share=0.0)), 40)
     feasible = [point for point in points[:25] if latency_of(point) <= BUDGET_MS]
     top = sorted(feasible, key=accuracy_of)[-8:]
     edits = [min(sum(a[name] != b[name] for name in SPACE) for b in top) for a in points[-5:]]
@@ -289,12 +291,113 @@ def test_search__two_processes_share_a_study(tmp_path):
     assert [process.wait(timeout=100) for process in processes] == [0, 0]
     points = [trial.params for trial in study.trials]
     assert len(points) == 40
-    assert distinct(points) >= 39  # the first trial of each process knows no parameters yet
+    assert distinct(points) == 40
+
+
+def test_search__trials_that_start_before_any_has_finished_differ():
+    study = study_of(AutoNACSampler(seed=0), ["maximize"])
+    space = {"a": CategoricalDistribution((False, True)), "b": IntDistribution(0, 2)}
+    first = [study.ask() for _ in range(3)]
+    for name, distribution in space.items():  # side by side, as processes would ask
+        for trial in first:
+            trial._suggest(name, distribution)
+    study.tell(first[1], 0.5)
+    for trial in (study.ask(), study.ask(), study.ask()):
+        for name, distribution in space.items():
+            trial._suggest(name, distribution)
+    assert distinct([trial.params for trial in study.trials]) == 6
+
+
+def test_search__a_trial_that_is_about_to_count_is_not_repeated():
+    study = study_of(AutoNACSampler(seed=0), ["maximize"])
+    space = {"a": CategoricalDistribution((False, True)), "b": IntDistribution(0, 3)}
+    done, late = study.ask(), study.ask()  # both have no parameters yet
+    for name, distribution in space.items():
+        done._suggest(name, distribution)
+    study.tell(done, 0.5)
+    others = [study.ask(space) for _ in range(6)]
+    for name, distribution in space.items():
+        late._suggest(name, distribution)
+    assert distinct([trial.params for trial in (done, late, *others)]) == 8
+
+
+def test_search__a_trial_that_ended_before_it_was_anything_says_nothing():
+    study = study_of(autonac(search_space=SPACE))
+    study.tell(study.ask(), state=TrialState.FAIL)
+    run(study, 6)
+    failed = create_trial(state=TrialState.FAIL)
+    study.add_trial(failed)
+    assert distinct(run(study, 20)[1:7]) == 6
+    points = [trial.params for trial in study.trials if trial.params]
+    assert distinct(points) == len(points)
+
+
+@given(st.lists(st.integers(2, 5), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=25)
+def test_counted__goes_through_all_points_once(sizes):
+    space = {f"x{i}": IntDistribution(1, size) for i, size in enumerate(sizes)}
+    n_points = math.prod(sizes)
+    points = [counted(number, space) for number in range(7, 7 + n_points)]
+    assert distinct(points) == n_points
+    first = dict(list(space.items())[:1])
+    assert all(counted(n, first)["x0"] == counted(n, space)["x0"] for n in range(20))
+
+
+def widths_of(params):
+    return sum(params[f"width{i}"] for i in range(3))
+
+
+@pytest.mark.parametrize("most", [32, 56])
+def test_search__exact_bounds_are_never_broken(most):
+    """One in 16 points keeps the tighter bound."""
+
+    def usage(params):
+        return {"widths": widths_of(params) / most}
+
+    points = run(study_of(autonac(search_space=SPACE, usage=usage)), 25)
+    assert all(widths_of(point) <= most for point in points)
+    assert distinct(points) == 25
+
+
+def test_search__exact_bounds_that_nothing_keeps():
+    points = run(study_of(autonac(search_space=SPACE, usage=lambda _: {"widths": 2.0})), 4)
+    assert distinct(points) == 4
+
+
+def test_search__a_list_of_budgets_is_what_the_front_is_wanted_at():
+    budgets = (2.0, 3.0, BUDGET_MS)
+    sampler = AutoNACSampler(
+        seed=0,
+        search_space=SPACE,
+        budgets=budgets,
+        latency=lambda points: [latency_of(point) for point in points],
+    )
+    points = run(study_of(sampler), 30)
+    assert max(map(latency_of, points)) <= BUDGET_MS
+    late = np.array([latency_of(point) for point in points[12:]])
+    under = [((late <= one) & (late > one - 0.4)).sum() for one in budgets]
+    assert sum(under) > 0.6 * len(late)  # 0.3 by chance
+
+
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0.0, 3.0), (1.0, 4.0, 99.0)])
+def test_search__the_front_gets_its_share(share, fewest, most):
+    """Under one budget the best is sought near it; the whole front is sought everywhere."""
+    sampler = autonac(
+        search_space=SPACE,
+        front_share=share,
+        latency=lambda points: [latency_of(point) for point in points],
+    )
+    late = [latency_of(point) for point in run(study_of(sampler), 34)[10:]]
+    assert fewest <= sum(one < 0.6 * BUDGET_MS for one in late) <= most
 
 
 def test_sampler__says_what_it_cannot_do():
     with pytest.raises(InputError, match=r"positive.*-1"):
         AutoNACSampler(budget_ms=-1)
+    with pytest.raises(InputError, match=r"positive.*0 ms"):
+        AutoNACSampler(budgets=[2.0, 0.0])
+    with pytest.raises(InputError, match=r"0\.\.1.*1\.5"):
+        AutoNACSampler(front_share=1.5)
     study = study_of(AutoNACSampler(seed=0, search_space=SPACE), ["maximize", "maximize"])
     with pytest.raises(InputError, match="latency second"):
         study.ask(SPACE)

@@ -63,7 +63,7 @@ class Settings:
 
     start: int = 8
     explore: float = 0.05
-    budgets: int = 64
+    budgets: int = 128
     most: int = 400
     hyperparameters: Hyperparameters | None = None
 

@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1, 2)
 _CLEARLY = 0.8  # of the correlation that the kind of targets before it misses
-_MOST_FITTED = 150  # observations that hyperparameters are fitted to
+_MOST_FITTED = 80  # observations that hyperparameters are fitted to
 _NOISES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _JITTER = 1e-9
 
@@ -99,19 +99,8 @@ class Hyperparameters:
         is the kernel without s^2 (Rasmussen and Williams, Gaussian Processes for Machine Learning,
         2006, eq. 5.8 with the scale maximised in closed form). Of many observations some are taken.
         """
-        some = np.unique(np.linspace(0, len(targets) - 1, _MOST_FITTED).astype(np.intp))
-        features, centred = features[some], targets[some] - targets[some].mean()
-        distances, products = _distances(features, features), features @ features.T
-        best, found = -np.inf, cls(1.0, 1, 1e-2)
-        for length, power, slope in itertools.product(_LENGTHS, _POWERS, slopes):
-            kernel = np.exp(-((distances / length) ** power)) + slope * products
-            values, vectors = eigh(kernel, check_finite=False)
-            projected = (vectors.T @ centred) ** 2
-            for noise in _NOISES:
-                likelihood = _profiled(np.maximum(values, 0) + noise, projected)
-                if likelihood > best:
-                    best, found = likelihood, cls(length, power, noise, slope)
-        return found
+        some = _spread(len(targets))
+        return _likeliest(_Spectrum.grid(features[some], slopes), targets[some])[0]
 
     @classmethod
     def of_accuracy(
@@ -123,28 +112,75 @@ class Hyperparameters:
         and Williams, 2006, eq. 5.12). A kind must be clearly better than those before it: the
         measure is itself uncertain. Ranks, the first, bear noise best.
         """
-        some = np.unique(np.linspace(0, len(accuracy) - 1, _MOST_FITTED).astype(np.intp))
-        features, accuracy = features[some], accuracy[some]
+        some = _spread(len(accuracy))
+        accuracy = accuracy[some]
+        spectra, order = _Spectrum.grid(features[some], (0.0,)), rankdata(accuracy)
         least, found = np.inf, cls(1.0, 1, 1e-2)
         for kind in kinds:
-            targets = TARGETS[kind](accuracy)
-            fitted = cls.of(features, targets)
-            left_out = GaussianProcess(features, targets, fitted).left_out()
-            missed = 1 - _correlation(rankdata(left_out), rankdata(accuracy))
+            fitted, left_out = _likeliest(spectra, TARGETS[kind](accuracy))
+            missed = 1 - _correlation(rankdata(left_out), order)
             if missed < _CLEARLY * least:
                 least, found = missed, replace(fitted, targets=kind)
         return found
 
 
+@dataclass(frozen=True)
+class _Spectrum:
+    """A kernel of the grid: decomposed once, it serves every noise and all kinds of targets.
+
+    Attributes:
+        length, power, slope: of the kernel.
+        values: (n,) eigenvalues.
+        vectors: (n, n) eigenvectors, in columns.
+    """
+
+    length: float
+    power: int
+    slope: float
+    values: Array
+    vectors: Array
+
+    @classmethod
+    def grid(cls, features: Array, slopes: Sequence[float]) -> list[_Spectrum]:
+        distances, products = _distances(features, features), features @ features.T
+        found = []
+        for length, power, slope in itertools.product(_LENGTHS, _POWERS, slopes):
+            kernel = np.exp(-((distances / length) ** power)) + slope * products
+            values, vectors = eigh(kernel, check_finite=False, overwrite_a=True)
+            found.append(cls(length, power, slope, np.maximum(values, 0), vectors))
+        return found
+
+    def likelihoods(self, centred: Array) -> Array:
+        """Return the log likelihood of targets less their mean for every noise, (noises,)."""
+        projected, n = (self.vectors.T @ centred) ** 2, len(centred)
+        eigenvalues = self.values + np.array(_NOISES)[:, None]
+        scale = np.maximum((projected / eigenvalues).sum(axis=1) / n, 1e-12)
+        return np.asarray(-0.5 * (n * np.log(scale) + np.log(eigenvalues).sum(axis=1)))
+
+    def left_out(self, targets: Array, noise: float) -> Array:
+        """Return what is predicted of each target without it, (n,)."""
+        weighted = self.vectors / (self.values + noise + _JITTER)
+        weights = weighted @ (self.vectors.T @ (targets - targets.mean()))
+        return np.asarray(targets - weights / np.einsum("nm,nm->n", weighted, self.vectors))
+
+
+def _likeliest(spectra: Sequence[_Spectrum], targets: Array) -> tuple[Hyperparameters, Array]:
+    """Return the likeliest hyperparameters, and what they predict of each target left out, (n,)."""
+    likelihoods = np.array([one.likelihoods(targets - targets.mean()) for one in spectra])
+    place, at = np.unravel_index(int(np.argmax(likelihoods)), likelihoods.shape)
+    best, noise = spectra[int(place)], _NOISES[int(at)]
+    found = Hyperparameters(best.length, best.power, noise, best.slope)
+    return found, best.left_out(targets, noise)
+
+
+def _spread(n: int) -> NDArray[np.intp]:
+    """Choose what hyperparameters are fitted to: all, or some that lie evenly between."""
+    return np.unique(np.linspace(0, n - 1, _MOST_FITTED).astype(np.intp))
+
+
 def _correlation(a: Array, b: Array) -> float:
     spread = float(a.std() * b.std())
     return float(np.mean((a - a.mean()) * (b - b.mean()))) / spread if spread > 0 else 0.0
-
-
-def _profiled(eigenvalues: Array, projected: Array) -> float:
-    n = len(eigenvalues)
-    scale = max(float(np.sum(projected / eigenvalues)) / n, 1e-12)
-    return float(-0.5 * (n * np.log(scale) + np.sum(np.log(eigenvalues))))
 
 
 class GaussianProcess:
