@@ -179,6 +179,16 @@ def test_hyperparameters__tell_noise_from_structure():
     assert found[1] >= 0.3
 
 
+def test_hyperparameters__accuracies_that_are_smooth_are_taken_as_they_are():
+    rows = np.random.default_rng(4).choice(len(CODES), 40, replace=False)
+    smooth = 3.0 * CODES[rows, 4] + 5 * (CODES[rows, 0] == 1) + 2 * (CODES[rows, 1] == 2)
+    assert Hyperparameters.of_accuracy(FEATURES[rows], smooth).targets == "raw"
+    # Most networks learned nothing, each as little as chance has it; a few differ by little.
+    failed = np.random.default_rng(5).random(40) < 0.4
+    tailed = np.where(failed, 10 * np.random.default_rng(6).random(40), 90 + smooth / 10)
+    assert Hyperparameters.of_accuracy(FEATURES[rows], tailed).targets != "raw"
+
+
 budgets = st.one_of(st.none(), st.floats(0.5, 7), st.lists(st.floats(1, 7), min_size=1, max_size=3))
 
 

@@ -6,8 +6,8 @@ choices. A slope adds linear terms, for figures to which every choice contribute
 
 **Targets.** Accuracies of some spaces have a long lower tail (networks that learned nothing) that a
 process on raw values would spend its flexibility on; those of others are smooth in all choices, and
-any transformation takes that from them. So each kind of targets is fitted, and the one whose
-leave-one-out predictions rank the observations best is taken.
+any transformation takes that from them. So each kind of targets is fitted: raw values are taken
+where their leave-one-out predictions rank the observations well, else the kind that ranks best.
 
 Written here instead of taken from a library: length, power, slope and noise come from a grid, and
 one eigendecomposition for each kernel yields the likelihood of every noise, while scikit-learn's
@@ -36,6 +36,7 @@ Array = NDArray[np.float64]
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1, 2)
 _CLEARLY = 0.8  # of the correlation that the kind of targets before it misses
+_SMOOTH = 0.8  # rank correlation of what a process on raw values predicts
 _MOST_FITTED = 80  # observations that hyperparameters are fitted to
 _NOISES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _JITTER = 1e-9
@@ -103,23 +104,22 @@ class Hyperparameters:
         return _likeliest(_Spectrum.grid(features[some], slopes), targets[some])[0]
 
     @classmethod
-    def of_accuracy(
-        cls, features: Array, accuracy: Array, kinds: Sequence[str] = tuple(TARGETS)
-    ) -> Hyperparameters:
-        """Choose the kind of targets too: the one that predicts the order best, left out in turn.
+    def of_accuracy(cls, features: Array, accuracy: Array) -> Hyperparameters:
+        """Choose the kind of targets too, by how well each observation is predicted without it.
 
         The measure is Spearman's rank correlation of accuracies with leave-one-out means (Rasmussen
-        and Williams, 2006, eq. 5.12). A kind must be clearly better than those before it: the
-        measure is itself uncertain. Ranks, the first, bear noise best.
+        and Williams, 2006, eq. 5.12). Raw values are taken if they reach `_SMOOTH`. Otherwise a
+        kind must be clearly better than those before it: the measure is itself uncertain. Ranks,
+        the first, bear noise best.
         """
         some = _spread(len(accuracy))
         accuracy = accuracy[some]
         spectra, order = _Spectrum.grid(features[some], (0.0,)), rankdata(accuracy)
         least, found = np.inf, cls(1.0, 1, 1e-2)
-        for kind in kinds:
-            fitted, left_out = _likeliest(spectra, TARGETS[kind](accuracy))
+        for kind, targets in TARGETS.items():
+            fitted, left_out = _likeliest(spectra, targets(accuracy))
             missed = 1 - _correlation(rankdata(left_out), order)
-            if missed < _CLEARLY * least:
+            if missed < _CLEARLY * least or (kind == "raw" and missed <= 1 - _SMOOTH):
                 least, found = missed, replace(fitted, targets=kind)
         return found
 
