@@ -11,7 +11,18 @@ from nas.errors import NasError
 from nas.units import Budget
 
 if TYPE_CHECKING:
-    from nas.api import Found, ablate, describe, estimate, explain, measure, resume, search, trust
+    from nas.api import (
+        Found,
+        ablate,
+        describe,
+        estimate,
+        explain,
+        measure,
+        resume,
+        retarget,
+        search,
+        trust,
+    )
     from nas.space.architecture import Architecture
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     "explain",
     "measure",
     "resume",
+    "retarget",
     "search",
     "trust",
 ]
@@ -38,6 +50,7 @@ _LAZY = {
     "explain": "nas.api",
     "measure": "nas.api",
     "resume": "nas.api",
+    "retarget": "nas.api",
     "search": "nas.api",
     "trust": "nas.api",
 }

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -32,6 +33,7 @@ from nas.results.ablation import AblationResult
 from nas.results.bench import Bench
 from nas.results.delivery import Delivered, deliver, train_alone
 from nas.results.explanation import Explanation
+from nas.results.fronts import FrontDifference, side_of
 from nas.results.trust import checked, write_trust
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
@@ -50,6 +52,7 @@ from nas.searcher.profiling import ProfileRequest, profile_space
 from nas.searcher.progress import Listener, Silent
 from nas.searcher.request import LatencyMode, Request, Workspace, training_recipe
 from nas.searcher.result import StudyResult, candidate_of
+from nas.searcher.retarget import find_search, retargeted
 from nas.searcher.score import Score
 from nas.searcher.setting import open_setting
 from nas.searcher.trust import Trust
@@ -64,16 +67,19 @@ __all__ = [
     "Found",
     "ablate",
     "anchors",
+    "compare",
     "describe",
     "estimate",
     "explain",
     "export",
     "front",
+    "is_stored",
     "layer_list",
     "measure",
     "measure_study",
     "profile",
     "resume",
+    "retarget",
     "search",
     "stored_request",
     "train",
@@ -88,10 +94,12 @@ class Found:
     Attributes:
         result: the study, with every evaluation.
         delivered: the winner's bundle.
+        request: what was searched for; it says the parent of a re-targeted study.
     """
 
     result: StudyResult
     delivered: Delivered
+    request: Request
 
     @property
     def study(self) -> str:
@@ -152,7 +160,8 @@ def search(
         evaluations: accuracy evaluations; 60, or 8 if `quick`, if None.
         subset: validation images that are scored first, 0 for all at once; a fifth of them, if
             there are 500 or more, if None.
-        study: name; an existing one is continued, and nothing stored is repeated.
+        study: name; an existing one is continued, and nothing stored is repeated. For another
+            target there is `retarget`.
         storage: SQLAlchemy URL; SQLite in the workspace if None.
         workspace: folder for studies, caches and winners.
         alpha: weight of mAP in the score.
@@ -227,6 +236,94 @@ def resume(
     if trust is not None:
         request = dataclasses.replace(request, trust=trust)
     return _run(request, listener)
+
+
+def retarget(
+    study: str,
+    *,
+    budget: str | Budget | None = None,
+    hardware: str | None = None,
+    runtime: str | None = None,
+    precision: Sequence[str] | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    workspace: str | Path = "studies",
+    listener: Listener | None = None,
+    **stated: Any,
+) -> Found:
+    """Search for another target with the supernet and the candidates of a stored study.
+
+    Nothing is trained. What is not given is as in the study; if nothing differs, it is continued.
+
+    Args:
+        study: a stored search.
+        budget: on the new target.
+        hardware: device that the budget holds on.
+        runtime: of the engines.
+        precision: of the candidates.
+        name: of the study that is made; None makes one from the target, such as `study@l4-2ms`.
+        storage: as in `search`.
+        workspace: as in `search`.
+        listener: hears how it goes.
+        stated: other arguments of `search`; `data`, `space`, `seed` and `quick` must agree with the
+            study. `evaluations` counts what the parent scored; without it, a quarter of what a
+            search takes comes on top of that.
+
+    Raises:
+        StudyError: another training would be needed, or there is nothing to begin with.
+        UnknownNameError: there is no such study, hardware or runtime.
+        NasError: as in `search`.
+    """
+    target = {
+        "budget": None if budget is None else _budget(budget),
+        "hardware": hardware,
+        "runtime": runtime,
+        "precisions": tuple(precision) if precision else None,
+    }
+    stated |= {field: value for field, value in target.items() if value is not None}
+    place = Workspace(Path(workspace))
+    with Database(storage or place.database_url) as database:
+        run = find_search(database, study)
+        stored = Request.restored(run.arguments, study=study, storage=storage, workspace=place)
+        request = retargeted(database, stored, _fields(stored, stated), name)
+    return _run(request, listener)
+
+
+def compare(
+    study: str | None,
+    against: str | None = None,
+    *,
+    storage: str | None = None,
+    workspace: str | Path = "studies",
+) -> FrontDifference:
+    """Compare the front of a study with that of another.
+
+    Args:
+        study: name; the latest if None.
+        against: the other one; the parent of a re-targeted study if None.
+        storage: as in `search`.
+        workspace: as in `search`.
+
+    Raises:
+        StudyError: there is no such study, or none to compare with.
+    """
+    request = stored_request(study, storage, Path(workspace))
+    if against is None and request.parent is None:
+        raise StudyError(
+            f"The study {request.study!r} was not re-targeted from another.", "Give --against."
+        )
+    other = stored_request(
+        against or (request.parent.study if request.parent else None), storage, Path(workspace)
+    )
+    with Database(request.url) as database:
+        old, new = _load(database, other), _load(database, request)
+        return FrontDifference.of(side_of(old, database), side_of(new, database))
+
+
+def is_stored(study: str, *, storage: str | None, workspace: Path) -> bool:
+    """Say whether a command has run on a study of that name."""
+    with Database(storage or Workspace(workspace).database_url) as database:
+        return bool(database.runs(study))
 
 
 def front(request: Request) -> StudyResult:
@@ -524,7 +621,18 @@ def _run(request: Request, listener: Listener | None) -> Found:
     listener = listener or Silent()
     with open_setting(request, listener) as setting:
         result = checked(setting, run_search(setting, listener), listener)
-        return Found(result, deliver(setting, result, listener))
+        return Found(result, deliver(setting, result, listener), request)
+
+
+def _fields(stored: Request, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn arguments of `search` into fields of a request."""
+    fields = dict(stated)
+    score = stored.score
+    if fields.keys() & {"alpha", "beta"}:
+        fields["score"] = Score(fields.pop("alpha", score.alpha), fields.pop("beta", score.beta))
+    for name in fields.keys() & {"table", "prior"}:
+        fields[name] = Path(fields[name])
+    return fields
 
 
 def _budget(budget: str | Budget) -> Budget:

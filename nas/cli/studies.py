@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from nas.cli.options import (
     out,
     repeated,
 )
+from nas.cli.retargeting import named_parent, print_difference, refuse_beside_resume, stated
 from nas.units import COCO_CLASSES, Budget
 
 _AUTO = "auto"
@@ -48,6 +49,7 @@ class _Latency(StrEnum):
 
 @app.command()
 def search(
+    ctx: typer.Context,
     hardware: Annotated[str, typer.Option(help="Device that the budget holds on.")] = "cpu",
     budget: Annotated[
         str | None, typer.Option(help="Hard upper bound on latency, such as 10ms.")
@@ -100,7 +102,16 @@ def search(
         ),
     ] = None,
     study: Annotated[
-        str | None, typer.Option(help="Name; an existing study is continued.", show_default="new")
+        str | None,
+        typer.Option(
+            help="Name; an existing study is continued, or re-targeted if the device, runtime, "
+            "precision or budget is another.",
+            show_default="new",
+        ),
+    ] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option("--as", help="Name of a re-targeted study.", show_default="STUDY@TARGET"),
     ] = None,
     resume: Annotated[
         bool,
@@ -124,7 +135,11 @@ def search(
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
-    """Search for the most accurate detector within a latency budget, and deliver it."""
+    """Search for the most accurate detector within a latency budget, and deliver it.
+
+    With another device, runtime, precision or budget, a stored --study is re-targeted: nothing is
+    trained.
+    """
     from nas import api
     from nas.results.console import (
         LiveProgress,
@@ -139,12 +154,36 @@ def search(
     from nas.searcher.connection import masked, parse_url
     from nas.searcher.request import Workspace
 
-    if budget is None and not resume:
+    stored = as_ or (study and api.is_stored(study, storage=storage, workspace=workspace))
+    if resume:
+        refuse_beside_resume(ctx)
+    if budget is None and not resume and not stored:
         raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
+    asked: dict[str, Any] = {
+        "hardware": hardware,
+        "data": data,
+        "space": space,
+        "runtime": runtime,
+        "precision": precision.split(",") if precision else None,
+        "latency": latency.value,
+        "bounds": Bounds.parse(
+            parameters=max_params, macs=max_macs, size=max_size, memory=max_memory
+        ),
+        "table": table,
+        "prior": prior,
+        "sampler": sampler,
+        "evaluations": evaluations,
+        "subset": _subset(subset),
+        "alpha": alpha,
+        "beta": _multiplier(lambda_),
+        "seed": seed,
+        "quick": quick,
+        "trust": not no_trust,
+    }
     options = repeated(storage, workspace)
     again = f"nas search --resume{f' --study {study}' if study else ''}{options}"
     with LiveProgress(out) as progress, _told_how_to_go_on(again):
-        if resume or budget is None:
+        if resume:
             found = api.resume(
                 study,
                 budget=budget,
@@ -154,32 +193,24 @@ def search(
                 workspace=workspace,
                 listener=progress,
             )
+        elif stored:
+            found = api.retarget(
+                named_parent(study),
+                budget=budget,
+                name=as_,
+                storage=storage,
+                workspace=workspace,
+                listener=progress,
+                **{name: value for name, value in asked.items() if name in stated(ctx)},
+            )
         else:
             found = api.search(
-                budget,
-                hardware=hardware,
-                data=data,
-                space=space,
-                runtime=runtime,
-                precision=precision.split(",") if precision else None,
-                latency=latency.value,
-                bounds=Bounds.parse(
-                    parameters=max_params, macs=max_macs, size=max_size, memory=max_memory
-                ),
-                table=table,
-                prior=prior,
-                sampler=sampler,
-                evaluations=evaluations,
-                subset=_subset(subset),
+                str(budget),
                 study=study,
                 storage=storage,
                 workspace=workspace,
-                alpha=alpha,
-                beta=_multiplier(lambda_),
-                seed=seed,
-                quick=quick,
-                trust=not no_trust,
                 listener=progress,
+                **asked,
             )
     result = found.result
     title = f"Front of {found.study} under {result.budget}, by {result.score}"
@@ -191,6 +222,8 @@ def search(
         out.print(exchange_line(result), highlight=False)
     out.print(delivered_panel(found.delivered))
     url = storage or Workspace(workspace).database_url
+    if found.request.parent:
+        print_difference(found.study, found.request.parent.study, storage, workspace)
     out.print(f"Studies: {masked(parse_url(url))}", highlight=False)
     out.print(next_commands(found.study, found.folder, options), highlight=False)
 
@@ -204,6 +237,9 @@ def front(
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Show what keeps this budget.", show_default="the study's")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another study: show how the two fronts differ.")
     ] = None,
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
@@ -233,6 +269,8 @@ def front(
     path = request.workspace.bundle(result.study) / "front.html"
     write_figure(front_figure(result, best), path)
     out.print(f"Figure: {path}")
+    if against is not None:
+        print_difference(result.study, against, storage, workspace)
 
 
 @app.command()

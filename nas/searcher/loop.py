@@ -1,17 +1,19 @@
 """The search, from a request to a front: the picture in the README as code.
 
-    space, data -> does the budget bite? -> supernet -> ask -> latency -> (over budget: tell) ->
-    accuracy -> tell -> front
+    space, data -> does the budget bite? -> supernet -> what is known -> ask -> latency ->
+    (over budget: tell) -> accuracy -> tell -> front
 
 Latency comes first because it is cheap and known; a candidate over budget never costs an accuracy
-evaluation. One process asks and tells. Everything measured is stored before the next candidate is
-asked for, so a killed search loses the evaluation in flight and nothing else.
+evaluation. A re-targeted study begins with what its parent scored. One process asks and tells.
+Everything measured is stored before the next candidate is asked for, so a killed search loses the
+evaluation in flight and nothing else.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +31,15 @@ from nas.searcher.fidelity import Rival, subset_size
 from nas.searcher.points import decode
 from nas.searcher.progress import Listener, Member, Status
 from nas.searcher.result import StudyResult
+from nas.searcher.retarget import (
+    Inherited,
+    fresh_evaluations,
+    handed_down_line,
+    inherit,
+    kept_line,
+    rebudgeted_line,
+    worth_a_look,
+)
 from nas.searcher.sampler import AUTONAC
 from nas.searcher.screening import check_budget
 from nas.searcher.setting import Setting
@@ -72,6 +83,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
     if request.bounds.stated:
         fingerprint["bounds"] = str(request.bounds)
     name = request.study or _new_name(setting)
+    inherited = inherit(setting)
     with (
         open_study(
             setting.database,
@@ -85,7 +97,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         ) as study,
         setting.database.recorded(name, **setting.run_values()),
     ):
-        check_budget(setting, listener)
+        check_budget(setting, listener, [one.point for one in inherited if one.on_front])
         if request.workspace.supernet(weights).exists():
             listener.say("The supernet of this space, data and recipe is trained already.")
         supernet = supernet_of(setting, listener)
@@ -99,9 +111,15 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
             request.workspace.statistics,
             subset_size(len(setting.dataset.validation), request.subset),
         )
+        _readmit(setting, study, judge, listener)
+        if request.parent:
+            setting = _look_at_known(setting, study, judge, inherited, listener)
+            sampler = _sampler(setting, sampler_seed)  # it is known now how far the search goes
+            if not isinstance(sampler, str):
+                study.optuna_study.sampler = sampler
         for point in setting.space.anchors.values():
             study.enqueue(point)
-        listener.stage("Search", request.wanted)
+        listener.stage("Search", setting.request.wanted)
         _Loop(setting, study, judge, listener).run()
     result = StudyResult.load(setting.database, name, request.budget, request.score)
     counts = result.evaluations["latency_source"].value_counts()
@@ -135,6 +153,48 @@ def _sampler(setting: Setting, sampler_seed: int | None) -> str | BaseSampler:
     )
 
 
+def _readmit(setting: Setting, study: Study, judge: AccuracyJudge, listener: Listener) -> None:
+    """Say what another budget than last time means for what is known, and score what it admits."""
+    again = study.readmit()
+    runs = [run for run in setting.database.runs(study.name) if run.command == "search"]
+    before = runs[-2].budget_ms if len(runs) > 1 else None
+    if before and before != study.budget.latency_ms:
+        listener.say(rebudgeted_line(study.scored(), Budget(before), study.budget, again))
+    if again:
+        listener.stage("Score what was too slow before", again)
+        _until(setting, study.evaluated + again, study, judge, listener)
+
+
+def _look_at_known(
+    setting: Setting,
+    study: Study,
+    judge: AccuracyJudge,
+    inherited: Sequence[Inherited],
+    listener: Listener,
+) -> Setting:
+    """Try what the parent scored; return the setting with how many evaluations there shall be."""
+    request, queue = setting.request, worth_a_look(inherited, judge)
+    listener.say(handed_down_line(setting, inherited, queue, judge))
+    for one in queue:
+        study.enqueue(one.point)
+    listener.stage("Look at what is known", len(queue))
+    limit = request.evaluations or max(1, study.evaluated + len(queue))
+    _until(setting, limit, study, judge, listener)
+    listener.say(kept_line(setting, queue, study))
+    told = [study.known(one.candidate.digest) for one in queue]
+    known = sum(one is not None and one.is_scored for one in told)
+    wanted = request.evaluations or known + fresh_evaluations(request)
+    return replace(setting, request=replace(request, evaluations=wanted))
+
+
+def _until(
+    setting: Setting, evaluations: int, study: Study, judge: AccuracyJudge, listener: Listener
+) -> None:
+    """Try what is queued, up to so many evaluations in the study."""
+    bounded = replace(setting, request=replace(setting.request, evaluations=evaluations))
+    _Loop(bounded, study, judge, listener).run(queued_only=True)
+
+
 class _Loop:
     """Ask, screen, evaluate, tell: until the study has the wanted number of accuracies."""
 
@@ -149,15 +209,15 @@ class _Loop:
         self._asked = self._over = self._repeated = 0
         self._repeats_in_a_row = self._failures_in_a_row = 0
 
-    def run(self) -> None:
-        """Run to the end.
+    def run(self, *, queued_only: bool = False) -> None:
+        """Run to the end, or to the end of what is queued.
 
         Raises:
             EngineError: candidate after candidate could not be built or measured.
         """
         wanted = self._setting.request.wanted
         self._report()
-        while self._study.evaluated < wanted:
+        while self._study.evaluated < wanted and (not queued_only or self._study.waiting):
             if self._gives_up(wanted):
                 return
             proposal = self._study.ask()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,8 +22,13 @@ _SCREENED, _QUICK_SCREENED = 24, 8
 _LARGEST_DRIFT = 0.1
 
 
-def check_budget(setting: Setting, listener: Listener) -> None:
+def check_budget(setting: Setting, listener: Listener, known: Sequence[Point] = ()) -> None:
     """Measure some of the space, and say what share of it the budget admits, before training.
+
+    Args:
+        setting: of the search.
+        listener: hears the share.
+        known: points that are worth a look all the same; one that the budget admits is enough.
 
     Raises:
         BudgetError: it admits nothing.
@@ -37,13 +42,11 @@ def check_budget(setting: Setting, listener: Listener) -> None:
     share = f"{admitted} of {len(latencies)} {how} candidates ({admitted / len(latencies):.0%})"
     fastest, slowest = latencies[0], latencies[-1]
     if not admitted:
-        enough = fastest.high_ms if setting.oracle.measures else fastest.ms
-        raise BudgetError(
-            f"No candidate meets the budget of {budget}: the fastest of {len(latencies)} {how} "
-            f"takes {fastest.ms:.3f} ms, {percent(fastest.level)} interval [{fastest.low_ms:.3f}, "
-            f"{fastest.high_ms:.3f}].",
-            f"The smallest budget that would work is about {_rounded_up(enough)}.",
-        )
+        others = [setting.latency(setting.candidate(point)) for point in known]
+        if any(budget.admits(latency.ms) for latency in others):
+            listener.say(f"The budget of {budget} admits {share}, and known candidates.")
+            return
+        raise _refusal(setting, [*latencies, *others], how)
     if admitted == len(latencies):
         median = latencies[len(latencies) // 2]
         listener.say(
@@ -65,6 +68,17 @@ def check_budget(setting: Setting, listener: Listener) -> None:
                 "they stay comparable with each other.",
                 warning=True,
             )
+
+
+def _refusal(setting: Setting, latencies: Sequence[Latency], how: str) -> BudgetError:
+    fastest = min(latencies, key=lambda latency: latency.ms)
+    enough = fastest.high_ms if setting.oracle.measures else fastest.ms
+    return BudgetError(
+        f"No candidate meets the budget of {setting.request.budget}: the fastest of "
+        f"{len(latencies)} {how} takes {fastest.ms:.3f} ms, {percent(fastest.level)} interval "
+        f"[{fastest.low_ms:.3f}, {fastest.high_ms:.3f}].",
+        f"The smallest budget that would work is about {_rounded_up(enough)}.",
+    )
 
 
 def _points(setting: Setting) -> list[Point]:

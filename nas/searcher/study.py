@@ -17,9 +17,9 @@ points), and the dashboard draws no others. Telling the GP the mean instead of 0
 
 **Another budget.** A study may be resumed under another budget. Latencies and accuracies stay true,
 so `Study.front` and `Study.seen` judge every trial by the budget of now; a candidate that was too
-slow and no longer is counts as unseen, and is scored when it is proposed again. The constraints
-inside Optuna are frozen with their trials and keep the budget of then: a sampler learns the new one
-from new trials.
+slow and no longer is counts as unseen, and `Study.readmit` queues it again. The constraints inside
+Optuna are frozen with their trials and keep the budget of then: a sampler learns the new one from
+new trials.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import StorageError, StudyError, UnknownNameError
 from nas.searcher.connection import LockedError, engine_options, exclusive, set_pragmas, translated
@@ -122,6 +122,41 @@ class Study:
         parameters = encode(choices, self.parameters)
         with translated(self._url):
             self.optuna_study.enqueue_trial(parameters, skip_if_exists=True)
+
+    def readmit(self) -> int:
+        """Queue what an earlier budget refused and this one admits; return how many wait so."""
+        lost = [
+            told
+            for told in self._told.values()
+            if told.latency_ms is not None
+            and self.seen(told.digest) is None
+            and self._failures[told.digest] < _MOST_FAILURES
+        ]
+        queued = [trial.system_attrs.get("fixed_params") for trial in self._waiting()]
+        for told in lost:
+            parameters = encode(told.choices, self.parameters)
+            if parameters not in queued:
+                with translated(self._url):
+                    self.optuna_study.enqueue_trial(parameters)
+        return len(lost)
+
+    @property
+    def waiting(self) -> int:
+        """How many points are queued."""
+        return len(self._waiting())
+
+    def _waiting(self) -> list[FrozenTrial]:
+        with translated(self._url):
+            return self.optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+    def known(self, digest: str) -> Told | None:
+        """Find what was told about a candidate, if anything."""
+        return self._told.get(digest)
+
+    def scored(self) -> list[Told]:
+        """Return the distinct candidates that have an accuracy, by trial."""
+        found = (told for told in self._told.values() if told.accuracy is not None)
+        return sorted(found, key=lambda told: told.number)
 
     def seen(self, digest: str) -> Told | None:
         """Find what is known about a candidate, if nothing is left to find out.
