@@ -165,7 +165,7 @@ def difference_table(difference: FrontDifference) -> Table:
         caption=f"Trials, latencies in ms and mAP50-95: {old.name}, then {new.name}.",
         caption_justify="left",
     )
-    for column in ("network", "on the front of", "trial", "old ms", "new ms", "by latency"):
+    for column in ("network", "on the front of", "trial", "old ms", "new ms", "rank by ms"):
         drawn.add_column(column, justify="right", no_wrap=True)
     for column in ("old mAP", "new mAP", "in the other"):
         drawn.add_column(column, justify="right", no_wrap=True)
@@ -251,9 +251,9 @@ def _order_line(difference: FrontDifference, tau: Statistic) -> str:
     old, new = difference.old, difference.new
     share = (1 + tau.value) / 2
     return (
-        f"Of two of the {len(difference.common)} candidates that both know, the faster on "
+        f"Of any two of the {len(difference.common)} candidates that both know, the faster on "
         f"{old.hardware} ({old.runtime}) is the faster on {new.hardware} ({new.runtime}) in "
-        f"{share:.0%} of pairs: Kendall tau {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]."
+        f"{share:.0%} of cases: Kendall tau {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]."
     )
 
 

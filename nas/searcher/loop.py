@@ -98,7 +98,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         setting.database.recorded(name, **setting.run_values()),
     ):
         check_budget(setting, listener, [one.point for one in inherited if one.on_front])
-        if request.workspace.supernet(weights).exists():
+        if not request.parent and request.workspace.supernet(weights).exists():
             listener.say("The supernet of this space, data and recipe is trained already.")
         supernet = supernet_of(setting, listener)
         judge = AccuracyJudge(

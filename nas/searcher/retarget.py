@@ -192,7 +192,7 @@ def handed_down_line(
         return f"Nothing is known of {parent!r} any more but its supernet."
     known = sum(judge.known(one.candidate) is not None for one in queue)
     line = (
-        f"No training: the supernet is that of {parent!r}. Of its {len(inherited)} scored "
+        f"No supernet is trained: that of {parent!r} is used. Of its {len(inherited)} scored "
         f"candidates, {known} have an accuracy on this target already."
     )
     if known < len(queue):

@@ -92,7 +92,7 @@ def test_tau__counts_pairs_in_one_order(difference: FrontDifference) -> None:
     assert difference.tau is not None
     assert difference.tau.value == pytest.approx(2 / 3)  # a, b, c, d: one pair of six is swapped
     lines = " ".join(difference_lines(difference))
-    assert "in 83% of pairs" in lines
+    assert "in 83% of cases" in lines
     few = FrontDifference.of(_side("x", OLD[:3], 1.0), _side("y", NEW[:3], 10.0, hardware="l4"))
     assert few.tau is None
 

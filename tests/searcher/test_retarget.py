@@ -23,6 +23,7 @@ from nas.searcher.request import Request, Workspace
 from nas.searcher.result import StudyResult
 from nas.searcher.retarget import find_search, inherit, retargeted
 from nas.searcher.setting import Setting, open_setting
+from nas.searcher.study import open_study
 from nas.searcher.supernets import supernet_of, weights_of
 from nas.units import Budget
 
@@ -51,6 +52,7 @@ architecture:
   head: {channels: 16}
 """
 WIDE = Budget(100.0)
+_RUN = ("command", "space", "data", "recipe", "hardware", "runtime", "seed", "versions")
 
 
 class _Heard(Silent):
@@ -189,10 +191,15 @@ def test_retargeted__a_missing_supernet_says_how_to_train_it(folder: Path) -> No
 
 
 def test_retargeted__a_parent_without_scores_is_refused(folder: Path) -> None:
-    request = _request(folder, study="T", budget=Budget(1e-6))
-    request = dataclasses.replace(request, space=_stored(folder).space)
-    with _opened(request) as setting, pytest.raises(BudgetError):
-        search(setting, Silent())
+    stored = dataclasses.replace(_stored(folder), study="T")
+    with Database(stored.url) as database:
+        run = {name: getattr(find_search(database, "S"), name) for name in _RUN}
+        database.add_run("T", **run | {"arguments": stored.arguments()})
+        choices, digest = {"a": (1, 2)}, {"supernet": _derived(folder, "x").parent.supernet}  # type: ignore[union-attr]
+        with open_study(
+            database, "T", "random", parameters=choices, fingerprint=digest, budget=WIDE
+        ):
+            pass
     with pytest.raises(StudyError, match="'T' has none"):
         _derived(folder, study="T", hardware="t4")
 
@@ -207,36 +214,32 @@ def test_find_search__unknown_or_of_another_command(folder: Path) -> None:
             find_search(database, "A")
 
 
-def test_search__retargeted_reuses_every_accuracy_and_trains_nothing(folder: Path) -> None:
-    there = StudyResult.load(Database(_stored(folder).url), "S", WIDE, _stored(folder).score)
-    result, heard = _searched(_derived(folder, hardware="t4"))
+def test_search__retargeted_trains_nothing_and_goes_on_where_it_was(folder: Path) -> None:
+    with Database(_stored(folder).url) as database:
+        old = StudyResult.load(database, "S", WIDE, _stored(folder).score)
+    request = _derived(folder, hardware="t4")
+    result, heard = _searched(request)
     assert not any("Train" in stage for stage in heard.stages)
     assert "4 have an accuracy on this target already" in heard.text
     assert "4 of 4 known candidates keep 100ms on t4" in heard.text
     assert "ESTIMATED" in heard.text
-    old, new = (one.scored.set_index("architecture") for one in (there, result))
-    assert set(old.index) <= set(new.index)
-    assert (new.loc[old.index, "map50_95"] == old["map50_95"]).all()
-    assert (new.loc[old.index, "latency_ms"] != old["latency_ms"]).all()
-    assert len(new) == len(old) + 2  # those that are scored beside what is known
-    first = result.evaluations.iloc[0]["architecture"]
-    assert first in set(there.front["architecture"])
-
-
-def test_search__retargeted_again_goes_on_where_it_was(folder: Path) -> None:
-    request = _derived(folder, hardware="t4")
-    before, _ = _searched(request)
+    there, here = (one.scored.set_index("architecture") for one in (old, result))
+    assert (here.loc[there.index, "map50_95"] == there["map50_95"]).all()
+    assert (here.loc[there.index, "latency_ms"] != there["latency_ms"]).all()
+    assert len(here) == len(there) + 2  # those that are scored beside what is known
+    assert result.evaluations.iloc[0]["architecture"] in set(old.front["architecture"])
     again = _derived(folder, hardware="t4", evaluations=7)
     assert (again.study, again.parent) == (request.study, request.parent)
     after, _ = _searched(again)
-    shared = after.evaluations["trial"].tolist()[: len(before.evaluations)]
-    assert shared == before.evaluations["trial"].tolist()
+    trials = result.evaluations["trial"].tolist()
+    assert after.evaluations["trial"].tolist()[: len(trials)] == trials
     assert len(after.scored) == 7
 
 
 def test_search__a_tighter_budget_says_what_keeps_it(folder: Path) -> None:
     stored = _stored(folder)
-    known = StudyResult.load(Database(stored.url), "S", WIDE, stored.score).scored
+    with Database(stored.url) as database:
+        known = StudyResult.load(database, "S", WIDE, stored.score).scored
     latencies = known["latency_ms"].sort_values().tolist()
     budget = Budget((latencies[1] + latencies[2]) / 2)
     result, heard = _searched(_derived(folder, "tight", budget=budget))
@@ -257,14 +260,15 @@ def test_search__a_precision_that_the_target_lacks(folder: Path) -> None:
 
 
 def test_retargeted__a_name_that_another_study_has(folder: Path) -> None:
-    _searched(_derived(folder, "mine", hardware="t4"))
+    mine = _derived(folder, "mine", hardware="t4")
+    with Database(mine.url) as database:
+        run = {name: getattr(find_search(database, "S"), name) for name in _RUN}
+        database.add_run("mine", **run | {"arguments": mine.arguments()})
+    assert _derived(folder, "mine", hardware="t4") == mine
     with pytest.raises(StudyError, match="another study called 'mine'"):
         _derived(folder, "mine", hardware="rtx-3060")
     with pytest.raises(StudyError, match="another study called 'S'"):
         _derived(folder, "S", hardware="t4")
-    onwards = _derived(folder, study="mine", budget=Budget(50.0))
-    assert onwards.parent is not None
-    assert (onwards.study, onwards.parent.study) == ("mine@t4-50ms", "mine")
 
 
 def test_inherit__refuses_other_data_and_another_space(folder: Path, searched: Path) -> None:
@@ -324,22 +328,6 @@ def test_search__one_process_at_a_time_derives_a_study(folder: Path) -> None:
         pytest.raises(StudyError, match="Only one process"),
     ):
         _searched(request)
-
-
-def test_search__in_place_scores_what_was_too_slow(folder: Path) -> None:
-    space, narrow = _stored(folder).space, Budget(1.0)
-    with Database(_stored(folder).url) as database:
-        latencies = database.evaluations("S")["latency_ms"].dropna()
-    narrow = Budget(float(latencies.median()))
-    request = dataclasses.replace(
-        _request(folder), space=space, study="N", budget=narrow, evaluations=2
-    )
-    before, _ = _searched(request)
-    late = set(before.evaluations.query("state == 'infeasible'")["architecture"])
-    after, heard = _searched(dataclasses.replace(request, budget=WIDE))
-    assert late
-    assert "that were too slow before keep it now" in heard.text
-    assert late <= set(after.scored["architecture"])
 
 
 def test_request__a_run_from_before_has_no_parent(folder: Path) -> None:

@@ -113,6 +113,24 @@ def test_open_study__a_resumed_one_does_not_repeat_its_points(database):
     assert found[:5] != found[5:]
 
 
+def test_readmit__queues_once_what_a_larger_budget_admits(database):
+    with opened(database, budget=1.0) as study:
+        study.enqueue(POINT)
+        study.tell_infeasible(study.ask(), "late", latency_ms=5.0)
+        study.tell_feasible(study.ask(), "good", accuracy=0.5, latency_ms=0.5)
+        assert study.readmit() == 0
+    for _ in range(2):  # a process may die before it scores them
+        with opened(database, budget=10.0) as study:
+            assert study.readmit() == 1
+            assert study.waiting == 1
+    with opened(database, budget=10.0) as study:
+        proposal = study.ask()
+        assert proposal.choices == POINT
+        study.tell_feasible(proposal, "late", accuracy=0.7, latency_ms=5.0)
+        assert study.readmit() == study.waiting == 0
+        assert [told.digest for told in study.scored()] == ["good", "late"]
+
+
 # One asker
 
 
