@@ -201,8 +201,9 @@ def difference_lines(difference: FrontDifference) -> Iterator[str]:
         yield _order_line(difference, difference.tau)
     if unsure := [one for one in new.sources if one not in _SURE]:
         yield (
-            f"Latencies of {new.name} are {', '.join(unsure)} in part or whole: so is what is said "
-            "here. Where the device is: nas measure --study " + new.name
+            f"{'Some l' if len(unsure) < len(new.sources) else 'L'}atencies of {new.name} are "
+            f"{', '.join(unsure)}, so this is no more than an expectation. Where the device is: "
+            f"nas measure --study {new.name}"
         )
     if old.artifacts != new.artifacts:
         yield (
@@ -233,9 +234,9 @@ def difference_figure(difference: FrontDifference) -> go.Figure:
     figure.update_layout(
         title=f"{difference.new.name} against {difference.old.name}",
         template="plotly_white",
-        legend={"x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top"},
         width=960,
-        height=560,
+        height=620,
     )
     return figure
 
