@@ -65,6 +65,7 @@ def test_spaces__lists_what_ships_with_its_size(run: Run) -> None:
         (["--budget", "1ms", "--storage", "sqlite:////proc/no/x.db"], ["/proc/no"]),
         (["--resume"], ["no study", "nas search"]),
         (["--resume", "--study", "x"], ["'x'"]),
+        (["--study", "x", "--as", "y", "--hardware", "l4"], ["Unknown study 'x'"]),
     ],
 )
 def test_search__says_rule_value_and_remedy(
@@ -176,6 +177,12 @@ def test_search__unknown_sampler_costs_no_training(run: Run, tmp_path: Path) -> 
     assert "'tpa'" in text
     assert "'tpe'" in text
     assert not (tmp_path / "studies").exists()
+
+
+def test_search__a_new_name_needs_the_study_that_it_is_for(run: Run) -> None:
+    code, text = run("search", "--as", "y")
+    assert code == 2
+    assert "which study is re-targeted" in text
 
 
 def test_search__needs_a_budget(run: Run) -> None:

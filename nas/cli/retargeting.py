@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from nas.cli.options import out
 
-__all__ = ["named_parent", "print_difference", "refuse_beside_resume", "stated"]
+if TYPE_CHECKING:
+    from nas.searcher.request import Request
+
+__all__ = ["named_parent", "print_difference", "refuse_another_target", "stated"]
 
 _FIELDS = {
     "lambda_": "beta",
     "no_trust": "trust",
     **dict.fromkeys(("max_params", "max_macs", "max_size", "max_memory"), "bounds"),
 }
-
-_OF_RESUME = {"resume", "study", "budget", "evaluations", "storage", "workspace", "beta", "trust"}
 
 
 def stated(ctx: typer.Context) -> set[str]:
@@ -36,13 +38,20 @@ def named_parent(study: str | None) -> str:
     return study
 
 
-def refuse_beside_resume(ctx: typer.Context) -> None:
-    """Refuse what --resume would leave out of account: another target is another study."""
-    if others := sorted(stated(ctx) - _OF_RESUME):
-        raise typer.BadParameter(
-            f"it continues a study as it is; leave it out to re-target one ({', '.join(others)})",
-            param_hint="--resume",
-        )
+def refuse_another_target(ctx: typer.Context, stored: Request) -> None:
+    """Refuse a target beside --resume that is not the study's: that would be another study."""
+    theirs = {
+        "hardware": stored.hardware,
+        "runtime": stored.runtime,
+        "precision": ",".join(stored.precisions or ()) or None,
+    }
+    for name, value in theirs.items():
+        if name in stated(ctx) and ctx.params[name] != value:
+            raise typer.BadParameter(
+                f"{ctx.params[name]} is not the target of {stored.study!r}; without --resume, "
+                "--study is re-targeted",
+                param_hint=f"--{name}",
+            )
 
 
 def print_difference(study: str, against: str, storage: str | None, workspace: Path) -> None:

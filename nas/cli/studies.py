@@ -26,7 +26,7 @@ from nas.cli.options import (
     out,
     repeated,
 )
-from nas.cli.retargeting import named_parent, print_difference, refuse_beside_resume, stated
+from nas.cli.retargeting import named_parent, print_difference, refuse_another_target, stated
 from nas.units import COCO_CLASSES, Budget
 
 _AUTO = "auto"
@@ -156,7 +156,7 @@ def search(
 
     stored = as_ or (study and api.is_stored(study, storage=storage, workspace=workspace))
     if resume:
-        refuse_beside_resume(ctx)
+        refuse_another_target(ctx, api.stored_request(study, storage, workspace))
     if budget is None and not resume and not stored:
         raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
     asked: dict[str, Any] = {
