@@ -63,6 +63,9 @@ Outcome = Literal["pass", "fail", "cannot tell"]
 
 _BUDGETS = 6
 _LEAST_MAP = 0.05  # of the best landmark: below, networks tell classes apart by luck
+# Where the true tau is 0.5, 4 groups of 3 networks are all in order with probability 0.04, and 3
+# groups with 0.1, in Mallows' model of rankings (Biometrika 44, 1957).
+_LEAST_WINDOW_PAIRS = 12
 _LEAST_LEARNT = 0.5  # share of the mean score that the mean reference must reach to convict it
 
 
@@ -292,11 +295,17 @@ class Trust:
         )
 
     def _doubt(self, outcome: Outcome) -> str:
-        """Say why the references cannot judge; nothing if they can."""
+        """Say why the landmarks cannot judge; nothing if they can."""
         best, mean = self.table["reference"].max(), self.table["reference"].mean()
         scored = self.table["score"].mean()
         if best < _LEAST_MAP:
             return f"on its own, no landmark reached more than {best:.3f} mAP"
+        pairs = self.rankings[SCORE].window.pairs
+        if outcome == "pass" and pairs < _LEAST_WINDOW_PAIRS:
+            return (
+                f"{pairs} pairs of about equal latency may be in order by luck, and it takes "
+                f"{_LEAST_WINDOW_PAIRS}"
+            )
         if outcome == "fail" and mean < _LEAST_LEARNT * scored:
             return (
                 f"on their own, the landmarks reached {mean:.3f} mAP in the mean, and {scored:.3f} "

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from nas.errors import StorageError
-from nas.results.trust import trust_figure, trust_line, trust_tables, write_trust
+import nas.results.trust
+from nas.errors import StorageError, TrainingError
+from nas.results.trust import checked, trust_figure, trust_line, trust_tables, write_trust
+from nas.searcher.database import Database
 from nas.searcher.landmarks import Landmark
+from nas.searcher.progress import Silent
+from nas.searcher.request import Parent, Request, Workspace
+from nas.searcher.result import FULL_TRUST, StudyResult
+from nas.searcher.score import Score
+from nas.searcher.setting import Setting
 from nas.searcher.trust import BASELINES, SCORE, Trust
 from nas.space.space import load_space
+from nas.units import Budget
 
 SPACE = load_space("digits")
 CANDIDATE = SPACE.candidate(SPACE.anchors["min"], 10)
+PARENT = Parent("parent", "0" * 16)
 SCORES = np.linspace(0.3, 0.6, 12)
 
 
@@ -107,3 +119,61 @@ def test_write__to_a_place_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"trust\.csv"):
         write_trust(_trust(), tmp_path / "file" / "below")
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Iterator[tuple[Database, StudyResult]]:
+    with Database(f"sqlite:///{tmp_path}/nas.db") as database:
+        yield database, StudyResult.load(database, "child", Budget(1.0), Score())
+
+
+def _setting(database: Database, **values: Any) -> Setting:
+    """As much of a setting as says whether to check."""
+    request = Request(budget=Budget(1.0), study="child", **values)
+    return cast("Setting", SimpleNamespace(request=request, database=database))
+
+
+def test_checked__a_retargeted_study_has_the_verdict_on_its_parent(
+    result: tuple[Database, StudyResult],
+) -> None:
+    database, child = result
+    database.add_report("parent", FULL_TRUST, _trust().as_dict())
+    setting = _setting(database, parent=PARENT)
+    found = checked(setting, child, Silent()).trust
+    assert found is not None
+    assert found["verdict"]["outcome"] == "pass"
+    assert found["verdict"]["text"].startswith("Of the study parent, whose weights these are: The")
+
+
+def test_checked__nothing_is_known_of_a_parent_that_was_not_checked(
+    result: tuple[Database, StudyResult],
+) -> None:
+    database, child = result
+    assert checked(_setting(database, parent=PARENT), child, Silent()).trust is None
+
+
+def test_checked__not_if_the_search_asked_not_to(result: tuple[Database, StudyResult]) -> None:
+    database, child = result
+    assert checked(_setting(database, trust=False), child, Silent()) is child
+
+
+def test_checked__a_check_that_fails_is_part_of_the_result(
+    result: tuple[Database, StudyResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Trust:
+        raise TrainingError("A process that trained was killed.")
+
+    monkeypatch.setattr(nas.results.trust, "check_trust", fail)
+    database, child = result
+    found = checked(_setting(database), child, Silent()).trust
+    assert found is not None
+    assert found["verdict"]["outcome"] == "not checked"
+    assert "was killed" in trust_line(found).plain
+
+
+def test_request__trust_is_kept_and_on_in_older_studies(tmp_path: Path) -> None:
+    place = {"study": "s", "storage": None, "workspace": Workspace(tmp_path)}
+    stored = Request(budget=Budget(1.0), trust=False).arguments()
+    assert not Request.restored(stored, **place).trust
+    del stored["trust"]
+    assert Request.restored(stored, **place).trust

@@ -84,6 +84,13 @@ def test_verdict__a_wide_interval_tells_nothing():
     assert "More landmarks" in trust.verdict.text
 
 
+def test_verdict__few_pairs_in_order_may_be_luck():
+    trust = trust_of(GOOD[:8], GOOD[:8])
+    assert (trust.rankings[SCORE].window.pairs, trust.rankings[SCORE].window.low) == (7, 1)
+    assert trust.verdict.outcome == "cannot tell"
+    assert "7 pairs of about equal latency may be in order by luck" in trust.verdict.text
+
+
 def test_verdict__a_lower_threshold_is_easier():
     scores = GOOD + 0.02 * np.sin(np.arange(15) * 2.0)
     strict, easy = (trust_of(scores, GOOD, threshold=one) for one in (0.99, -0.9))
