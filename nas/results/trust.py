@@ -22,7 +22,8 @@ from nas.errors import NasError, StorageError
 from nas.results.figures import write_figure
 from nas.searcher.progress import Listener
 from nas.searcher.ranking import RESOLUTION, TOP_SHARE, WINDOW, Statistic
-from nas.searcher.result import StudyResult, find_trust
+from nas.searcher.request import Parent
+from nas.searcher.result import FULL_TRUST, SHORT_TRUST, StudyResult, find_trust
 from nas.searcher.setting import Setting
 from nas.searcher.trust import BASELINES, SCORE, Trust, shown
 from nas.searcher.trust_job import Effort, check_trust
@@ -52,7 +53,7 @@ def checked(setting: Setting, result: StudyResult, listener: Listener) -> StudyR
         KeyboardInterrupt: the user stopped; the study can be used, and the check continued.
     """
     if setting.request.parent is not None:
-        return dataclasses.replace(result, trust=result.trust or _handed_down(setting))
+        return dataclasses.replace(result, trust=_handed_down(setting, setting.request.parent))
     if not setting.request.trust:
         return result
     try:
@@ -67,14 +68,17 @@ def checked(setting: Setting, result: StudyResult, listener: Listener) -> StudyR
     return dataclasses.replace(result, trust=trust.as_dict())
 
 
-def _handed_down(setting: Setting) -> dict[str, Any] | None:
-    parent = setting.request.parent
-    report = find_trust(setting.database, parent.study) if parent else None
-    if parent is None or report is None:
-        return None
-    verdict = report["verdict"]
+def _handed_down(setting: Setting, parent: Parent) -> dict[str, Any] | None:
+    """Keep the report on a parent for its child too, unless that was checked in full itself."""
+    database, study = setting.database, str(setting.request.study)
+    own, theirs = database.find_report(study, FULL_TRUST), find_trust(database, parent.study)
+    if own is not None or theirs is None:
+        return own
+    verdict = theirs["verdict"]
     text = f"Of the study {parent.study}, whose weights these are: {verdict['text']}"
-    return {**report, "verdict": {**verdict, "text": text}}
+    report = {**theirs, "verdict": {**verdict, "text": text}}
+    database.add_report(study, SHORT_TRUST, report)
+    return report
 
 
 def trust_line(report: Mapping[str, Any] | None) -> Text:

@@ -143,6 +143,10 @@ def test_checked__a_retargeted_study_has_the_verdict_on_its_parent(
     assert found is not None
     assert found["verdict"]["outcome"] == "pass"
     assert found["verdict"]["text"].startswith("Of the study parent, whose weights these are: The")
+    assert StudyResult.load(database, "child", child.budget, child.score).trust == found
+    own = _trust(SCORES[::-1]).as_dict()
+    database.add_report("child", FULL_TRUST, own)
+    assert checked(setting, child, Silent()).trust == own
 
 
 def test_checked__nothing_is_known_of_a_parent_that_was_not_checked(
