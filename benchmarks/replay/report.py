@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from .scores import (
     volumes,
 )
 from .tables import Values
+from .tasks import Task
 
 OURS, OURS_FOR_BUDGETS = "autonac", "autonac_budgets"
 _COUNTS = (1, 10, 20, 30, 40, 60, 100, 200, 240)
+_BETWEEN = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
+"""Quantiles of latency between those at which a front is judged: no search is told of them."""
 _SHOWN = 20  # curves are stored at every count up to here, then at every fifth
 _COLOURS = {
     OURS: "#1a7f37",
@@ -112,8 +116,18 @@ def _method(group: Group, samples: Sequence[Sample], regret: Values) -> dict[str
     )
     result["regret"] = _curve(regret, shown, "p90")
     if group.tasks[0].front:
+        result["regret_between"] = _between(group.tasks[0], samples)
         result["hypervolume"] = _curve(volumes(group, samples), shown, "p10")
     return result
+
+
+def _between(task: Task, samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean regret at the budgets in between, by number of queries."""
+    budgets = np.quantile(task.pool.latency_ms, _BETWEEN)
+    between = replace(task, budgets_ms=tuple(budgets.tolist()))
+    curves = [between.regret(sample.runs[0].rows) for sample in samples]
+    counts = [n for n in _COUNTS if n <= min(map(len, curves))]
+    return {str(n): round(float(np.mean([one[n - 1] for one in curves])), 4) for n in counts}
 
 
 def _curve(values: Values, counts: Sequence[int], worse: str) -> dict[str, list[float]]:
@@ -203,6 +217,12 @@ def _rows(about: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
         ]
     cells = {name: _after(one, 60) for name, one in methods.items()}
     rows = [("front: mean regret over 8 budgets after 60", cells)]
+    between = {
+        name: f"{one['regret_between']['60']:.3f}"
+        for name, one in methods.items()
+        if "60" in one["regret_between"]
+    }
+    rows.append(("the same at 7 budgets between them, that none is told", between))
     for ours, needed in about["queries_to_regret_after_60_of"].items():
         counts = {
             name: str(count) if count else f"> {methods[name]['regret']['queries'][-1]}"

@@ -47,7 +47,7 @@ from nas.searcher.autonac_history import (
     is_proposed,
     params_of,
 )
-from nas.searcher.autonac_round import Memory, Question, next_point
+from nas.searcher.autonac_round import Memory, Question, expected_best, next_point
 
 __all__ = ["AutoNACSampler"]
 
@@ -156,6 +156,21 @@ class AutoNACSampler(BaseSampler):
             if not any(one == params != known.get(number) for number, one in now):
                 break
         return params
+
+    def recommend(self, study: Study) -> FrozenTrial | None:
+        """Pick the trial whose accuracy is expected to be the best, where accuracies have noise.
+
+        Of many noisy accuracies the highest is a lucky one. This is the posterior mean's choice
+        among the trials that were scored and keep the budget; None if there is none.
+        """
+        trials = study.get_trials(deepcopy=False)
+        space = choices_of(trials) if self._space is None else self._space
+        if not space:
+            return None
+        choices = Choices(space)
+        history = History.of(study, trials, choices)
+        row = expected_best(self._of(study), choices, history)
+        return None if row is None else study.trials[int(history.numbers[row])]
 
     def sample_independent(
         self,

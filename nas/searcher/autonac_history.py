@@ -115,6 +115,7 @@ class History:
     """What the trials of a study say about points.
 
     Attributes:
+        numbers: (n,) of the trials.
         codes: (n, C).
         accuracy: (n,) larger is better; NaN if not known.
         latency_ms: (n,) NaN if not known.
@@ -122,6 +123,7 @@ class History:
         constraints: name -> (n,) feasible if at most 0; NaN if not known.
     """
 
+    numbers: NDArray[np.intp]
     codes: _Codes
     accuracy: _Array
     latency_ms: _Array
@@ -145,6 +147,7 @@ class History:
         kept = list(told.values())
         shape = (len(kept), len(choices.names))
         return cls(
+            np.array([trial.number for trial in kept], dtype=np.intp),
             np.array(list(told), dtype=np.intp).reshape(shape),
             np.array([_accuracy(study, trial) for trial in kept], dtype=np.float64),
             np.array([_latency(trial) for trial in kept], dtype=np.float64),

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.searcher.autonac_history import Choices, History, Params
-from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose
+from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, recommend
 from nas.searcher.proposing.limits import Limit
 from nas.searcher.proposing.pool import Conditions, make_pool
 from nas.searcher.proposing.surrogate import Hyperparameters
 from nas.space.front import front_indices
 
-__all__ = ["Memory", "Question", "next_point"]
+__all__ = ["Memory", "Question", "expected_best", "next_point"]
 
 _Array = NDArray[np.float64]
 _Codes = NDArray[np.intp]
@@ -28,7 +28,7 @@ _Codes = NDArray[np.intp]
 _PARENTS = 8
 _LAST_SHARE = 0.15  # of the evaluations, if their number is known: they go to the front's vicinity
 _FEWEST_FIGURES = 4  # before latencies and constraints are predicted
-_NEWEST_FIGURES = 300  # that latencies and constraints are predicted from
+_NEWEST_FIGURES = 200  # that latencies and constraints are predicted from
 _ALL_OVER = 48  # points whose exact figures are taken, whatever was tried
 _NEWEST_BOUNDED = 100  # points tried that exact figures are learned from beside them
 _EQUIVALENTS = 8  # proposals at a time, once the first describes a candidate that was tried
@@ -74,6 +74,17 @@ def next_point(
     return choices.decode(_Round(question, choices, history, memory, rng).choose())
 
 
+def expected_best(question: Question, choices: Choices, history: History) -> int | None:
+    """Return the row of the scored point whose accuracy is expected to be the best.
+
+    None if nothing was scored within the budget.
+    """
+    if len(history.scored) == 0:
+        return None
+    this = _Round(question, choices, history, Memory(), np.random.default_rng(0))
+    return this.recommended()
+
+
 class _Round:
     def __init__(
         self,
@@ -105,6 +116,16 @@ class _Round:
                     return point
             pool, count = np.delete(pool, rows, axis=0), _EQUIVALENTS
         return tuple(self._rng.integers(self._choices.sizes).tolist())
+
+    def recommended(self) -> int | None:
+        """Choose among the points that were scored."""
+        figures = self._figures(self._history.codes)
+        columns = [] if figures is None else list(figures.T)
+        numbers = np.stack([*columns, self._known_latency], axis=1)
+        features = encode(self._history.codes, self._choices.options, numbers)
+        scored = self._history.scored
+        found = recommend(self._observed(features, scored), budget_ms=self._budget)
+        return None if found is None else int(scored[found])
 
     def _pool(self) -> _Codes:
         sizes = self._choices.sizes

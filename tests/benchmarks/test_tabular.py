@@ -259,6 +259,6 @@ def test_main__writes_figures_table_and_curves(
     assert table[0] == "| table, device | measure | ours | random | slowest first |"
     rows = table[: table.index("")]
     assert len({line.count("|") for line in rows}) == 1
-    assert len(rows) == 2 + 2 + 1
+    assert len(rows) == 2 + 2 + 2
     assert (tmp_path / "kept" / ".gitignore").read_text() == "*\n"
     assert "plotly" in (tmp_path / "tabular_regret.html").read_text()

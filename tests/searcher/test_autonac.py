@@ -60,6 +60,13 @@ def autonac(seed=0, **arguments):
     return AutoNACSampler(**{"budget_ms": BUDGET_MS, "seed": seed, **arguments})
 
 
+def drawn(generator):
+    values = {name: Choices({name: one}).options[0] for name, one in SPACE.items()}
+    return {
+        name: options[int(generator.integers(len(options)))] for name, options in values.items()
+    }
+
+
 def best(points):
     return max(accuracy_of(point) for point in points if latency_of(point) <= BUDGET_MS)
 
@@ -82,13 +89,7 @@ def test_search__learns_what_is_feasible():
     points = run(study_of(autonac()), 40)
     feasible = [latency_of(point) <= BUDGET_MS for point in points]
     generator = np.random.default_rng(0)
-    by_chance = [
-        latency_of(
-            {name: generator.choice(Choices({name: one}).options[0]) for name, one in SPACE.items()}
-        )
-        <= BUDGET_MS
-        for _ in range(400)
-    ]
+    by_chance = [latency_of(drawn(generator)) <= BUDGET_MS for _ in range(400)]
     assert np.mean(feasible[10:]) > 0.8 > 2 * np.mean(by_chance)
 
 
@@ -389,6 +390,37 @@ def test_search__the_front_gets_its_share(share, fewest, most):
     )
     late = [latency_of(point) for point in run(study_of(sampler), 34)[10:]]
     assert fewest <= sum(one < 0.6 * BUDGET_MS for one in late) <= most
+
+
+def test_recommend__is_not_taken_in_by_luck():
+    """Told with noise as large as the differences, the pick is better than the luckiest trial."""
+    ours, luckiest = [], []
+    for seed in range(4):
+        study, noise = study_of(autonac(seed)), np.random.default_rng(seed)
+        run(study, 8)
+        generator = np.random.default_rng(seed + 50)
+        while len(study.trials) < 60:
+            params = drawn(generator)
+            values = [accuracy_of(params) + 0.1 * noise.standard_normal(), latency_of(params)]
+            attributes = {"scored": latency_of(params) <= BUDGET_MS}
+            study.add_trial(
+                create_trial(
+                    params=params, distributions=SPACE, values=values, user_attrs=attributes
+                )
+            )
+        scored = [trial for trial in study.trials if trial.user_attrs["scored"]]
+        picked = study.sampler.recommend(study)
+        assert picked.number in {trial.number for trial in scored}
+        ours.append(accuracy_of(picked.params))
+        luckiest.append(accuracy_of(max(scored, key=lambda trial: trial.values[0]).params))
+    assert np.mean(ours) >= np.mean(luckiest)
+
+
+def test_recommend__nothing_was_scored():
+    study = study_of(autonac())
+    assert study.sampler.recommend(study) is None
+    run(study, 3)
+    assert autonac(budget_ms=0.1).recommend(study) is None
 
 
 def test_sampler__says_what_it_cannot_do():

@@ -37,7 +37,7 @@ _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1, 2)
 _CLEARLY = 0.8  # of the correlation that the kind of targets before it misses
 _SMOOTH = 0.8  # rank correlation of what a process on raw values predicts
-_MOST_FITTED = 80  # observations that hyperparameters are fitted to
+_MOST_FITTED = 64  # observations that hyperparameters are fitted to
 _NOISES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _JITTER = 1e-9
 
@@ -142,10 +142,11 @@ class _Spectrum:
 
     @classmethod
     def grid(cls, features: Array, slopes: Sequence[float]) -> list[_Spectrum]:
-        distances, products = _distances(features, features), features @ features.T
+        squared, products = _squared(features, features), features @ features.T
         found = []
         for length, power, slope in itertools.product(_LENGTHS, _POWERS, slopes):
-            kernel = np.exp(-((distances / length) ** power)) + slope * products
+            kernel = _decayed(squared.copy(), length, power)
+            kernel += slope * products
             values, vectors = eigh(kernel, check_finite=False, overwrite_a=True)
             found.append(cls(length, power, slope, np.maximum(values, 0), vectors))
         return found
@@ -214,10 +215,10 @@ class GaussianProcess:
     def kernel(self, a: Array, b: Array) -> Array:
         """Return the prior covariance of the noise-free targets over s^2, (len(a), len(b))."""
         length, power = self.hyperparameters.length, self.hyperparameters.power
-        kernel = np.exp(-((_distances(a, b) / length) ** power))
+        kernel = _decayed(_squared(a, b), length, power)
         if self.hyperparameters.slope:
             kernel += self.hyperparameters.slope * (a @ b.T)
-        return np.asarray(kernel, dtype=np.float64)
+        return kernel
 
     def mean(self, features: Array) -> Array:
         """Return the posterior's mean, (N,)."""
@@ -263,10 +264,20 @@ class GaussianProcess:
         return np.asarray(np.sqrt(self.scale * np.maximum(variance, 1e-12)), dtype=np.float64)
 
 
-def _distances(a: Array, b: Array) -> Array:
-    """Euclidean, by one matrix product: several times faster than scipy's `cdist` when F is 30."""
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2.0 * (a @ b.T)
-    distances = np.sqrt(np.maximum(squared, 0.0))
+def _squared(a: Array, b: Array) -> Array:
+    """Squared distances by one matrix product: several times faster than scipy's when F is 30."""
+    squared: Array = a @ b.T
+    squared *= -2.0
+    squared += (a**2).sum(1)[:, None]
+    squared += (b**2).sum(1)
     # The product rounds: equal points must have distance 0, which a root makes 1e-8 of 1e-16.
-    distances[distances < 1e-6] = 0.0
-    return np.asarray(distances, dtype=np.float64)
+    squared[squared < 1e-12] = 0.0
+    return squared
+
+
+def _decayed(squared: Array, length: float, power: int) -> Array:
+    """Turn squared distances into exp(-(distance / length)^power), in their place."""
+    if power != 2:
+        np.sqrt(squared, out=squared)
+    squared /= -(length**power)
+    return np.exp(squared, out=squared)
