@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from nas.accuracy.formats import load_dataset
+from nas.accuracy.recipe_fields import read_recipe, with_fields
 from nas.errors import StudyError
 from nas.latency.estimator import PRECISION, Estimate, Estimator
 from nas.latency.hardware import Hardware
@@ -55,9 +56,11 @@ from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.retarget import find_search, retargeted
 from nas.searcher.score import Score
 from nas.searcher.setting import open_setting
+from nas.searcher.teachers import load_teacher
 from nas.searcher.trust import Trust
 from nas.searcher.trust_job import Effort, check_trust
 from nas.searcher.upgrade import Upgrade, upgrade_study
+from nas.space.architecture import Architecture
 from nas.space.space import Point
 from nas.space.subject import find_anchor, is_file, read_architecture
 from nas.space.ultralytics import to_ultralytics
@@ -140,6 +143,7 @@ def search(
     seed: int = 0,
     quick: bool = False,
     trust: bool = True,
+    recipe: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Found:
     """Search for the most accurate detector within a latency budget, and deliver it.
@@ -169,6 +173,7 @@ def search(
         seed: of every random draw.
         quick: a small recipe, to try things out.
         trust: check the ranking at the end, by a few networks that are trained on their own.
+        recipe: YAML file of the fields in which the training differs from the usual one.
         listener: hears how it goes.
 
     Returns:
@@ -198,6 +203,7 @@ def search(
         seed=seed,
         quick=quick,
         trust=trust,
+        recipe_values=read_recipe(Path(recipe)) if recipe else {},
     )
     return _run(request, listener)
 
@@ -265,8 +271,8 @@ def retarget(
         storage: as in `search`.
         workspace: as in `search`.
         listener: hears how it goes.
-        stated: other arguments of `search`; `data`, `space`, `seed` and `quick` must agree with the
-            study. `evaluations` counts what the parent scored; without it, a quarter of what a
+        stated: other arguments of `search`; `data`, `space`, `seed`, `quick` and `recipe` must agree
+            with the study. `evaluations` counts what the parent scored; without it, a quarter of what a
             search takes comes on top of that.
 
     Raises:
@@ -546,6 +552,7 @@ def train(
     runtime: str | None = None,
     seed: int = 0,
     quick: bool = False,
+    recipe: str | Path | None = None,
     workspace: str | Path = "studies",
     listener: Listener | None = None,
 ) -> Delivered:
@@ -559,6 +566,7 @@ def train(
         runtime: of the engine; the hardware's own if None.
         seed: of weights, data order and augmentation.
         quick: a small recipe.
+        recipe: as in `search`; `iterations` counts more.
         workspace: folder for caches and bundles.
         listener: hears how it goes.
 
@@ -570,9 +578,10 @@ def train(
     torch.set_num_threads(1)
     read_architecture(str(subject), 1)  # before any work is spent
     place = Workspace(Path(workspace))
-    recipe = training_recipe(data, seed, quick=quick)
+    values = read_recipe(Path(recipe)) if recipe else {}
     if iterations is not None:
-        recipe = dataclasses.replace(recipe, iterations=iterations)
+        values["iterations"] = iterations
+    chosen = with_fields(training_recipe(data, seed, quick=quick), values)
     device = Hardware.named(hardware, place.hardware)
     maker = runtime_for(device, runtime)
     listener.stage("Read the data", 0)
@@ -581,7 +590,9 @@ def train(
     with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
         bench = Bench(dataset, maker, MeasuringOracle(meter, predicts=False))
         folder = place.root / f"trained-{architecture.digest}"
-        return train_alone(architecture, bench, recipe, folder, listener)
+        largest = _largest(str(subject), architecture)
+        teacher = load_teacher(chosen, largest, dataset, place, listener)
+        return train_alone(architecture, bench, chosen, folder, listener, teacher)
 
 
 def stored_request(study: str | None, storage: str | None, workspace: Path) -> Request:
@@ -630,9 +641,21 @@ def _fields(stored: Request, stated: Mapping[str, Any]) -> dict[str, Any]:
     score = stored.score
     if fields.keys() & {"alpha", "beta"}:
         fields["score"] = Score(fields.pop("alpha", score.alpha), fields.pop("beta", score.beta))
+    if "recipe" in fields:
+        path = fields.pop("recipe")
+        fields["recipe_values"] = read_recipe(Path(path)) if path else {}
     for name in fields.keys() & {"table", "prior"}:
         fields[name] = Path(fields[name])
     return fields
+
+
+def _largest(subject: str, architecture: Architecture) -> Architecture | None:
+    """Return the largest network of the space that a subject names, at its input size."""
+    if is_file(subject):
+        return None
+    space, _ = find_anchor(subject)
+    found = space.candidate(space.anchors["max"], architecture.classes).architecture
+    return found.at_input(architecture.input)
 
 
 def _budget(budget: str | Budget) -> Budget:

@@ -167,8 +167,12 @@ class Recipe:
             peak_lr=_AGAIN * self.peak_lr,
             largest_only=0.0,
             in_place_from=0.0,
+            # They begin with what the network can do already.
             curriculum=Curriculum(),
             stages=Stages(),
+            # No teacher is needed to end what one began.
+            distillation=Distillation(),
+            pseudo_labels=dataclasses.replace(self.pseudo_labels, threshold=0.0),
         )
 
     @property

@@ -17,6 +17,7 @@ from nas.cli.options import (
     Data,
     HardwareOption,
     Network,
+    RecipeFile,
     Runtime,
     Storage,
     Subject,
@@ -177,6 +178,7 @@ def train(
     hardware: HardwareOption = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, data order and augmentation.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A small recipe.")] = False,
+    recipe: RecipeFile = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
     """Train a network from scratch, and write its bundle."""
@@ -191,6 +193,7 @@ def train(
             hardware=hardware,
             seed=seed,
             quick=quick,
+            recipe=recipe,
             workspace=workspace,
             listener=progress,
         )

@@ -15,6 +15,7 @@ __all__ = [
     "Data",
     "HardwareOption",
     "Network",
+    "RecipeFile",
     "Runtime",
     "Storage",
     "StudyName",
@@ -55,6 +56,10 @@ Subject = Annotated[
 ClassesOption = Annotated[int, typer.Option(help="Classes of an anchor; a file says its own.")]
 Data = Annotated[
     str | None, typer.Option(help="COCO JSON or YOLO folder.", show_default="the embedded digits")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="YAML file of the training's fields.", show_default="usual"),
 ]
 Runtime = Annotated[
     str | None, typer.Option(help="Runtime of the engines.", show_default="the hardware's")

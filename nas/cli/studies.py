@@ -17,6 +17,7 @@ from nas.cli.options import (
     ClassesOption,
     Data,
     HardwareOption,
+    RecipeFile,
     Runtime,
     Storage,
     StudyName,
@@ -132,6 +133,7 @@ def search(
     no_trust: Annotated[
         bool, typer.Option("--no-trust", help="Do not check the ranking at the end.")
     ] = False,
+    recipe: RecipeFile = None,
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
@@ -179,6 +181,7 @@ def search(
         "seed": seed,
         "quick": quick,
         "trust": not no_trust,
+        "recipe": recipe,
     }
     options = repeated(storage, workspace)
     again = f"nas search --resume{f' --study {study}' if study else ''}{options}"
@@ -387,7 +390,12 @@ def ablate(
         list[str] | None, typer.Option(help="A choice of the space, or CHOICE=A,B; repeatable.")
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option(help="FIELD=A,B of the training recipe; repeatable.")
+        list[str] | None,
+        typer.Option(help="FIELD=A,B of the training recipe; or its YAML file; repeatable."),
+    ] = None,
+    switch: Annotated[
+        list[str] | None,
+        typer.Option(help="A switch of the recipe, such as lookahead, or all; repeatable."),
     ] = None,
     against: Annotated[
         list[str] | None, typer.Option(help="Another anchor of the space; repeatable.")
@@ -417,11 +425,18 @@ def ablate(
     from nas.results.console import LiveProgress
     from nas.searcher.ablation import AblationRequest
     from nas.searcher.request import Workspace
-    from nas.searcher.variants import Changes
+    from nas.searcher.switches import find_switches
+    from nas.searcher.variants import Changes, parted_recipe
 
+    fields, values = parted_recipe(recipe or ())
     request = AblationRequest(
         subject=subject,
-        changes=Changes.parse(vary or (), recipe or (), api.anchors(subject, space, against or ())),
+        changes=Changes.parse(
+            vary or (),
+            fields,
+            api.anchors(subject, space, against or ()),
+            find_switches(switch or ()),
+        ),
         space=space,
         seeds=seeds,
         iterations=iterations,
@@ -434,6 +449,7 @@ def ablate(
         runtime=runtime,
         quick=quick,
         jobs=jobs,
+        recipe_values=values,
     )
     with LiveProgress(out) as progress:
         result = api.ablate(request, progress)

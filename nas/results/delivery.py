@@ -18,6 +18,7 @@ import pandas as pd
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.teacher import Teacher
 from nas.errors import BudgetError
 from nas.latency.latency import Latency
 from nas.model.detector import Detector
@@ -84,7 +85,12 @@ def deliver(
 
 
 def train_alone(
-    architecture: Architecture, bench: Bench, recipe: Recipe, folder: Path, listener: Listener
+    architecture: Architecture,
+    bench: Bench,
+    recipe: Recipe,
+    folder: Path,
+    listener: Listener,
+    teacher: Teacher | None = None,
 ) -> Delivered:
     """Train an architecture from scratch, and write its bundle.
 
@@ -94,6 +100,7 @@ def train_alone(
         recipe: how to train.
         folder: where the bundle is written.
         listener: hears how it goes.
+        teacher: for a recipe that needs one.
 
     Raises:
         TrainingError: the loss does not stay finite.
@@ -112,7 +119,7 @@ def train_alone(
     listener.stage("Train", recipe.iterations)
     checkpoint = folder / "training.checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
-    train_network(detector, dataset.train, recipe, listener, checkpoint)
+    train_network(detector, dataset.train, recipe, listener, checkpoint, teacher)
     splits = [dataset.validation, *([dataset.test] if dataset.test else [])]
     graph = bench.graph(detector, candidate)
     bundle = Bundle(

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from nas.accuracy.formats import DIGITS
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.recipe_fields import Value, with_fields
 from nas.errors import InputError, UnknownNameError
 from nas.searcher.bounds import Bounds
 from nas.searcher.connection import sqlite_url
@@ -105,6 +106,7 @@ class Request:
         quick: a small recipe and a small embedded data set, for trying out and for tests.
         parent: the study that this one re-targets, if it does.
         trust: check the ranking at the end, by a few networks that are trained on their own.
+        recipe_values: field of the recipe -> value, as a recipe file names them.
     """
 
     hardware: str = "cpu"
@@ -128,6 +130,7 @@ class Request:
     quick: bool = False
     parent: Parent | None = None
     trust: bool = True
+    recipe_values: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.evaluations is not None and self.evaluations < 1:
@@ -155,7 +158,8 @@ class Request:
 
     def recipe(self) -> Recipe:
         """How the supernet is trained."""
-        return training_recipe(self.data, self.seed, quick=self.quick)
+        plain = training_recipe(self.data, self.seed, quick=self.quick)
+        return with_fields(plain, self.recipe_values)
 
     def arguments(self) -> dict[str, Any]:
         """Return what is needed to continue the study later, as JSON values."""
@@ -179,6 +183,7 @@ class Request:
             "quick": self.quick,
             "parent": dataclasses.asdict(self.parent) if self.parent else None,
             "trust": self.trust,
+            "recipe": dict(self.recipe_values),
         }
 
     @classmethod
@@ -197,6 +202,7 @@ class Request:
             table=Path(named["table"]) if named["table"] else None,
             prior=Path(named["prior"]) if named["prior"] else None,
             parent=Parent(**parent) if parent else None,
+            recipe_values=values.pop("recipe", {}),
             study=study,
             storage=storage,
             workspace=workspace,

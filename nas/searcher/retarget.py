@@ -48,7 +48,7 @@ __all__ = [
     "worth_a_look",
 ]
 
-_DECIDES_WEIGHTS = ("data", "space", "seed", "quick")
+_DECIDES_WEIGHTS = ("data", "space", "seed", "quick", "recipe_values")
 
 # A quarter of what a search from nothing takes.
 _FRESH, _QUICK_FRESH = 15, 2
@@ -245,6 +245,7 @@ def _refuse_training(stored: Request, stated: Mapping[str, Any]) -> None:
         if name == "data":
             theirs, ours = theirs or DIGITS, ours or DIGITS
         if ours != theirs:
+            name = name.removesuffix("_values")
             raise StudyError(
                 f"The study {stored.study!r} has the {name} {theirs!r}, and its supernet was "
                 f"trained so; {ours!r} would need another training.",

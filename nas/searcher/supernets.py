@@ -13,6 +13,7 @@ from pathlib import Path
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.sampling import Draws
+from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, train_supernet
 from nas.errors import StudyError
 from nas.model.detector import profile
@@ -20,6 +21,7 @@ from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request, Workspace
 from nas.searcher.setting import Setting
+from nas.searcher.teachers import load_teacher
 from nas.searcher.team import Part, train_together
 from nas.space.architecture import digest_of
 from nas.space.space import SearchSpace
@@ -113,10 +115,14 @@ def trained_supernet(
     if path.exists():
         return Supernet.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    classes = len(dataset.classes)
+    largest = space.candidate(space.anchors["max"], classes).architecture
+    teacher = load_teacher(recipe, largest, dataset, workspace, listener)
     listener.stage("Train the supernet", recipe.supernet_iterations)
     checkpoint = path.with_suffix(".checkpoint")
-    classes = len(dataset.classes)
-    training = partial(train_afresh, space, classes, dataset.train, recipe, checkpoint)
+    training = partial(
+        train_afresh, space, classes, dataset.train, recipe, checkpoint, teacher=teacher
+    )
     supernet = train_together(training, listener)
     supernet.save(path)
     for written in (checkpoint, _of_last_stage(checkpoint)):
@@ -131,6 +137,7 @@ def train_afresh(
     recipe: Recipe,
     checkpoint: Path | None,
     part: Part,
+    teacher: Teacher | None = None,
 ) -> Supernet:
     """Make the supernet of a space and train it, in the stages of the recipe.
 
@@ -142,13 +149,14 @@ def train_afresh(
         checkpoint: read and written by the first stage, and a file beside it by the last; None
             keeps none. They are left for the caller to delete.
         part: of this process.
+        teacher: for a recipe that needs one.
 
     Raises:
         TrainingError, StorageError, KeyboardInterrupt: see `train_supernet`.
     """
     together, apart = recipe.by_size()
     supernet = Supernet(space.covering(classes), seed=recipe.seed).to(part.device)
-    _train(supernet, space, classes, split, together, checkpoint, part)
+    _train(supernet, space, classes, split, together, checkpoint, part, teacher)
     if apart is not None:
         supernet, before = supernet.split(), together.iterations
         later = replace(part, progress=part.progress and partial(_later, part.progress, before))
@@ -174,6 +182,7 @@ def _train(
     recipe: Recipe,
     checkpoint: Path | None,
     part: Part,
+    teacher: Teacher | None = None,
 ) -> None:
     train_supernet(
         supernet,
@@ -182,6 +191,7 @@ def _train(
         split,
         recipe,
         smallest=space.candidate(space.anchors["min"], classes).architecture,
+        teacher=teacher,
         progress=part.progress,
         checkpoint=checkpoint,
         due=part.due,

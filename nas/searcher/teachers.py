@@ -12,16 +12,15 @@ from pathlib import Path
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.pseudo_labels import labelled_part
 from nas.accuracy.recipe import Recipe
-from nas.accuracy.teacher import save_detector
-from nas.accuracy.training import Progress, train_detector
+from nas.accuracy.teacher import Teacher, save_detector
 from nas.errors import InputError
 from nas.model.detector import Detector
 from nas.searcher.progress import Listener
 from nas.searcher.request import Workspace
-from nas.searcher.team import Due
+from nas.searcher.team import train_network
 from nas.space.architecture import Architecture, digest_of
 
-__all__ = ["find_teacher", "plain_recipe"]
+__all__ = ["find_teacher", "load_teacher", "plain_recipe"]
 
 
 def find_teacher(
@@ -61,17 +60,25 @@ def find_teacher(
     path = workspace.cache / "teachers" / f"{name}.safetensors"
     if path.exists():
         return path
-
-    def hear(progress: Progress) -> None:
-        listener.advance(progress.iteration, f"loss {progress.loss:.2f}")
-
     listener.stage("Train the teacher", plain.iterations)
     checkpoint = path.with_suffix(".checkpoint")
     detector = Detector(largest, seed=plain.seed)
-    train_detector(detector, split, plain, progress=hear, checkpoint=checkpoint, due=Due())
+    train_network(detector, split, plain, listener, checkpoint)
     save_detector(detector, path)
     checkpoint.unlink(missing_ok=True)
     return path
+
+
+def load_teacher(
+    recipe: Recipe,
+    largest: Architecture | None,
+    dataset: Dataset,
+    workspace: Workspace,
+    listener: Listener,
+) -> Teacher | None:
+    """Find a teacher, and read it; args and errors as in `find_teacher`."""
+    path = find_teacher(recipe, largest, dataset, workspace, listener)
+    return None if path is None else Teacher.load(path, dataset.train, len(dataset.classes))
 
 
 def plain_recipe(recipe: Recipe) -> Recipe:

@@ -23,6 +23,7 @@ from torch import distributed
 from nas.accuracy.dataset import Split
 from nas.accuracy.distributed import ALONE, Processes
 from nas.accuracy.recipe import Recipe
+from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, TrainingResult, train_detector
 from nas.errors import NasError, StorageError, TrainingError
 from nas.latency.clock import Elapsed
@@ -150,22 +151,30 @@ def train_network(
     recipe: Recipe,
     listener: Listener,
     checkpoint: Path | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainingResult:
     """Train a detector in place, by all processes that have joined this one.
 
     Args and errors as in `nas.accuracy.training.train_detector`.
     """
-    return train_together(partial(_trained, detector, split, recipe, checkpoint), listener)
+    training = partial(_trained, detector, split, recipe, checkpoint, teacher)
+    return train_together(training, listener)
 
 
 def _trained(
-    detector: Detector, split: Split, recipe: Recipe, checkpoint: Path | None, part: Part
+    detector: Detector,
+    split: Split,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    teacher: Teacher | None,
+    part: Part,
 ) -> TrainingResult:
     detector.to(part.device)
     result = train_detector(
         detector,
         split,
         recipe,
+        teacher=teacher,
         progress=part.progress,
         checkpoint=checkpoint,
         due=part.due,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nas.accuracy.recipe import Recipe
-from nas.accuracy.recipe_fields import field_value, parse_field, with_fields
+from nas.accuracy.recipe_fields import Value, field_value, parse_field, read_recipe, with_fields
 from nas.errors import InputError, SpaceError, UnknownNameError
 from nas.searcher.switches import find_switch
 from nas.space.architecture import Candidate, Precision, digest_of
@@ -28,6 +29,7 @@ __all__ = [
     "Variant",
     "changed_recipe",
     "find_subject",
+    "parted_recipe",
     "plan",
 ]
 
@@ -37,11 +39,14 @@ Kind = Literal["baseline", "choice", "recipe", "switch", "several"]
 """Nothing is changed, a choice of the space, a field of the recipe, or several at once: of the
 recipe, under the name of a switch, or of the space."""
 
+_OF_SUPERNETS = (
+    *("rule", "largest_only", "fair", "strata", "apart"),
+    *("in_place", "in_place_from", "shared_assignment"),
+)
 _NOT_VARIED = {
     "seed": "every variant is trained with every seed",
     "checkpoint_every": "it does not change the weights",
-    "rule": "it concerns supernets only",
-    "largest_only": "it concerns supernets only",
+    **dict.fromkeys(_OF_SUPERNETS, "it concerns supernets only"),
 }
 
 
@@ -228,6 +233,19 @@ def find_subject(subject: str, space: str | None = None) -> tuple[SearchSpace, P
     if is_file(subject):
         return _subject_of_file(subject, space)
     return find_anchor(subject, space)
+
+
+def parted_recipe(texts: Sequence[str]) -> tuple[list[str], dict[str, Value]]:
+    """Part what a user says of the recipe: fields to vary, and the file of the baseline's values.
+
+    Raises:
+        InputError: two files, or a file that cannot be; see `nas.accuracy.recipe_fields`.
+    """
+    files = [text for text in texts if is_file(text) and "=" not in text]
+    if len(files) > 1:
+        raise InputError(f"The baseline has one recipe file, got {', '.join(files)}.")
+    fields = [text for text in texts if text not in files]
+    return fields, read_recipe(Path(files[0])) if files else {}
 
 
 def changed_recipe(recipe: Recipe, name: str, value: Label) -> tuple[Recipe, Label]:

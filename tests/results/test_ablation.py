@@ -350,3 +350,20 @@ def test_load__a_study_that_does_not_exist(tmp_path):
         database.add_run("s", **digests, **names)
         with pytest.raises(StudyError, match="'s' has no training yet"):
             AblationResult.load(database)
+
+
+def test_table__a_switch_is_compared_with_what_it_makes_up_for():
+    rows = []
+    for seed, noise in enumerate((0.0, 0.03, -0.02)):
+        rows += [
+            training("baseline", seed, 0.5 + noise),
+            training("labelled_part", seed, 0.4 + noise, changed="x", recipe="l"),
+            training("pseudo_labels", seed, 0.45 + noise, changed="y", recipe="p"),
+        ]
+    result = result_of(*rows)
+    assert row_of(result, "labelled_part")["map_delta"] == pytest.approx(-0.1)
+    pseudo = row_of(result, "pseudo_labels")
+    assert pseudo["reference"] == "labelled_part"
+    assert pseudo["map_delta"] == pytest.approx(0.05)
+    assert pseudo["time_ratio"] == pytest.approx(2)  # of the baseline's
+    assert "against labelled_part" in text_of(result)

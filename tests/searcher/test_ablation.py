@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from nas.errors import InputError, StudyError, UnknownNameError
-from nas.searcher.ablation import AblationRequest, ablate
+from nas.searcher.ablation import AblationRequest, ablate, cost_report
 from nas.searcher.connection import exclusive
 from nas.searcher.database import Database
 from nas.searcher.progress import Silent
@@ -307,3 +307,37 @@ def test_ablate__what_cannot_be_costs_nothing(request_, changed, error):
 def test_request__needs_a_seed_and_a_job(wrong):
     with pytest.raises(InputError, match="at least 1"):
         AblationRequest(subject="digits:middle", **wrong)
+
+
+def test_ablate__switches_have_a_teacher_and_costs(request_, heard):
+    names = ("lookahead", "logit_distillation", "labelled_part", "pseudo_labels")
+    request = dataclasses.replace(
+        request_, study="switches", seeds=1, changes=Changes(switches=names)
+    )
+    listener = Heard()
+    ablate(request, listener)
+    # The one of pseudo-labels has not seen the hidden labels; after three steps it knows nothing.
+    assert listener.stages.count("Train the teacher") == 2
+    assert any("pseudo_labels, seed 0 has no result" in text for text in listener.said)
+    trained = ["baseline", *names[:3]]
+    assert rows(request_, "switches")["variant"].tolist() == trained
+    with Database(request.url) as database:
+        costs = [
+            database.find_report("switches", cost_report(*key))
+            for key in rows(request_, "switches")[
+                ["architecture", "precision", "recipe"]
+            ].itertuples(index=False)
+        ]
+    assert all(cost is not None and cost["cpu_s_per_step"] > 0 for cost in costs)
+    again = Heard()
+    ablate(request, again)
+    assert "Train the teacher" not in again.stages
+
+
+def test_request__a_recipe_file_changes_the_baseline():
+    request = AblationRequest(
+        subject="digits:middle", iterations=7, recipe_values={"iterations": 9, "lookahead.steps": 5}
+    )
+    assert request.recipe().lookahead.steps == 5
+    assert request.recipe().iterations == 7
+    assert request.arguments()["recipe"] == {"iterations": 9, "lookahead.steps": 5}

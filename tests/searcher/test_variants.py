@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.recipe_fields import recipe_fields
 from nas.errors import InputError, SpaceError, UnknownNameError
-from nas.searcher.variants import Changes, changed_recipe, find_subject, plan
+from nas.searcher.variants import (
+    Changes,
+    changed_recipe,
+    find_subject,
+    parted_recipe,
+    plan,
+)
 from nas.space.architecture import Architecture
 from nas.space.space import load_space
 
@@ -162,7 +168,8 @@ ALONE = sorted(
     for name, kind in recipe_fields().items()
     if kind is not str
     # supernets only, of no effect on the weights, or of no meaning alone
-    and name not in {"rule", "largest_only", "seed", "checkpoint_every", "pseudo_labels.threshold"}
+    and name not in {"rule", "largest_only", "fair", "strata", "apart", "in_place", "in_place_from"}
+    and name not in {"shared_assignment", "seed", "checkpoint_every", "pseudo_labels.threshold"}
 )
 
 
@@ -215,3 +222,12 @@ def test_subject__outside_the_space(tmp_path: Path):
 def test_subject__that_does_not_exist(subject, error, match):
     with pytest.raises(error, match=match):
         find_subject(subject)
+
+
+def test_parted_recipe__fields_and_one_file(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lookahead: {steps: 5}\n")
+    assert parted_recipe(["peak_lr=0.1", str(path)]) == (["peak_lr=0.1"], {"lookahead.steps": 5})
+    assert parted_recipe([]) == ([], {})
+    with pytest.raises(InputError, match="one recipe file"):
+        parted_recipe([str(path), str(path)])
