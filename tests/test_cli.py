@@ -313,6 +313,8 @@ def test_describe__says_which_names_there_are(
         (["--vary", "p4_depth=7"], ["p4_depth", "'7'"]),
         (["--recipe", "peak_rl=1"], ["'peak_rl'", "'peak_lr'"]),
         (["--recipe", "peak_lr=7"], ["7"]),
+        (["--switch", "lookahed"], ["'lookahed'", "'lookahead'"]),
+        (["--recipe", "missing.yaml"], ["missing.yaml", "cannot be read"]),
         (["--against", "mini"], ["'mini'", "'min'"]),
         (["--vary", "p4_depth", "--seeds", "0"], ["at least 1", "0"]),
     ],
@@ -337,24 +339,36 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
     "--max-params --max-macs --max-size --max-memory --sampler --evaluations --subset --study --as "
-    "--resume --lambda --alpha --seed --quick --no-trust --storage --workspace",
+    "--resume --lambda --alpha --seed --quick --recipe --no-trust --storage --workspace",
     "front": "--study --lambda --budget --against --storage --workspace",
     "explain": "--study --output --storage --workspace",
     "trust": "--study --landmarks --seeds --iterations --jobs --threshold --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",
     "describe": "--classes --svg --json --workspace",
-    "ablate": "--space --vary --recipe --against --seeds --iterations --data --hardware --runtime "
-    "--precision --jobs --study --quick --output --storage --workspace",
+    "ablate": "--space --vary --recipe --switch --against --seeds --iterations --data --hardware "
+    "--runtime --precision --jobs --study --quick --output --storage --workspace",
     "measure": "--study --hardware --runtime --precision --protocol --batch --image --threads "
     "--storage --workspace",
     "profile": "--hardware --space --measurements --runtime --precision --classes --output --seed "
     "--storage --workspace",
     "hardware": "--workspace",
     "estimate": "--hardware --workspace",
-    "train": "--data --iterations --hardware --seed --quick --workspace",
+    "train": "--data --iterations --hardware --seed --quick --recipe --workspace",
     "spaces": "",
     "dashboard": "--port --storage --workspace",
 }
+
+
+@pytest.mark.parametrize("command", [("search", "--budget", "1ms"), ("train", "digits:min")])
+def test_recipe__a_file_that_cannot_be_says_its_line(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("batch_size: 4\npeak_lr: fast\n")
+    code, text = run(*command, "--quick", "--recipe", str(path))
+    assert code == 1
+    assert "line 2" in text
+    assert "'peak_lr' is a number" in text
 
 
 def test_flags__are_frozen() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from nas.errors import InputError, StudyError, UnknownNameError
+from nas.errors import DatasetError, InputError, StudyError, UnknownNameError
 from nas.searcher.ablation import AblationRequest, ablate, cost_report
 from nas.searcher.connection import exclusive
 from nas.searcher.database import Database
@@ -330,7 +330,8 @@ def test_ablate__switches_have_a_teacher_and_costs(request_, heard):
         ]
     assert all(cost is not None and cost["cpu_s_per_step"] > 0 for cost in costs)
     again = Heard()
-    ablate(request, again)
+    with pytest.raises(DatasetError, match="sure of nothing"):
+        ablate(request, again)
     assert "Train the teacher" not in again.stages
 
 
