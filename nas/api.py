@@ -271,9 +271,9 @@ def retarget(
         storage: as in `search`.
         workspace: as in `search`.
         listener: hears how it goes.
-        stated: other arguments of `search`; `data`, `space`, `seed`, `quick` and `recipe` must agree
-            with the study. `evaluations` counts what the parent scored; without it, a quarter of what a
-            search takes comes on top of that.
+        stated: other arguments of `search`; `data`, `space`, `seed`, `quick` and `recipe` must
+            agree with the study. `evaluations` counts what the parent scored; without it, a quarter
+            of what a search takes comes on top of that.
 
     Raises:
         StudyError: another training would be needed, or there is nothing to begin with.

@@ -245,11 +245,11 @@ def _refuse_training(stored: Request, stated: Mapping[str, Any]) -> None:
         if name == "data":
             theirs, ours = theirs or DIGITS, ours or DIGITS
         if ours != theirs:
-            name = name.removesuffix("_values")
+            word = name.removesuffix("_values")
             raise StudyError(
-                f"The study {stored.study!r} has the {name} {theirs!r}, and its supernet was "
+                f"The study {stored.study!r} has the {word} {theirs!r}, and its supernet was "
                 f"trained so; {ours!r} would need another training.",
-                f"Leave out --{name}, or search under another name.",
+                f"Leave out --{word}, or search under another name.",
             )
 
 
