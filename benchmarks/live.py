@@ -83,6 +83,7 @@ def _searched(
         study=f"{sampler}-{asked.budget}-{asked.evaluations}-seed{seed}",
         workspace=Workspace(asked.workspace),
         quick=asked.quick,
+        subset=0,  # every evaluation is of all validation images
     )
     # The seed belongs to the sampler alone: the supernet is shared by all searches.
     with open_setting(request, listener) as setting:
