@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -96,41 +96,53 @@ class References:
 
 @dataclass(frozen=True)
 class Trained:
-    """A supernet, and what its training took."""
+    """A supernet that was trained and scored.
+
+    Attributes:
+        supernet: with its weights.
+        training_cpu_s: CPU seconds of its training.
+        scores: (n,) inherited mAP of the reference networks, on the validation split.
+        scoring_cpu_s: CPU seconds of one of them.
+    """
 
     supernet: Supernet
-    cpu_s: float
+    training_cpu_s: float
+    scores: NDArray[np.float64]
+    scoring_cpu_s: float
 
 
 def trained(
-    space: SearchSpace, dataset: Dataset, options: dict[str, Any], seed: int, cache: Path
+    space: SearchSpace,
+    dataset: Dataset,
+    references: References,
+    recipe: Recipe,
+    cache: Path,
 ) -> Trained:
-    """Train a supernet by the default recipe with other `options`, unless the cache has it."""
-    recipe = Recipe(**options, seed=seed)
+    """Train a supernet and score the references as a search does, but in torch.
+
+    What the cache has is taken from there.
+    """
     key = digest_of(
         [space.digest, dataset.digest, {name: getattr(recipe, name) for name in _VARIED}]
     )
-    weights, facts = (cache / "supernets" / f"{key}.{kind}" for kind in ("safetensors", "json"))
-    if facts.exists():
-        return Trained(Supernet.load(weights), json.loads(facts.read_text()))
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    elapsed = Elapsed()
-    alone = Part(ALONE, torch.device("cpu"))
-    supernet = train_afresh(space, len(dataset.classes), dataset.train, recipe, None, alone)
-    cpu_s = elapsed.cpu_s
-    supernet.save(weights)
-    facts.write_text(json.dumps(cpu_s))
-    return Trained(supernet, cpu_s)
-
-
-def inherited(
-    supernet: Supernet, architectures: Iterable[Architecture], dataset: Dataset
-) -> tuple[NDArray[np.float64], float]:
-    """Score as a search does, but in torch; return mAP (n,) and the CPU seconds of each."""
-    elapsed = Elapsed()
-    detectors = InheritedDetectors(supernet, supernet.digest, dataset.train)
-    scores = [score(detectors(one), dataset.validation) for one in architectures]
-    return np.array(scores), elapsed.cpu_s / len(scores)
+    which = digest_of([one.canonical() for one in references.architectures])
+    folder = cache / "supernets"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, facts = (folder / f"{key}.{kind}" for kind in ("safetensors", "json"))
+    if not facts.exists():
+        elapsed = Elapsed()
+        alone = Part(ALONE, torch.device("cpu"))
+        train_afresh(space, len(dataset.classes), dataset.train, recipe, None, alone).save(weights)
+        facts.write_text(json.dumps(elapsed.cpu_s))
+    supernet = Supernet.load(weights)
+    scored = folder / f"{key}-{which}.json"
+    if not scored.exists():
+        elapsed = Elapsed()
+        detectors = InheritedDetectors(supernet, key, dataset.train)
+        scores = [score(detectors(one), dataset.validation) for one in references.architectures]
+        scored.write_text(json.dumps([scores, elapsed.cpu_s / len(scores)]))
+    scores, scoring_cpu_s = json.loads(scored.read_text())
+    return Trained(supernet, json.loads(facts.read_text()), np.array(scores), scoring_cpu_s)
 
 
 def score(detector: Detector, split: Split) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from inherited import REFERENCES, References, Trained, inherited, trained
+from inherited import REFERENCES, References, Trained, trained
 from numpy.typing import NDArray
 from record import write_result
 from rich.console import Console
@@ -59,8 +59,9 @@ def main() -> None:
     largest = space.candidate(space.anchors["max"], len(dataset.classes)).architecture
     runs = []
     for seed in range(arguments.seeds):
-        supernet = trained(space, dataset, {}, seed, arguments.cache)
-        run = _run(supernet, references, largest, dataset)
+        recipe = dataclasses.replace(Recipe(), seed=seed)
+        found = trained(space, dataset, references, recipe, arguments.cache)
+        run = _run(found, references, largest, dataset)
         runs.append({"seed": seed, **run})
         console.print(runs[-1])
     figures = {
@@ -81,9 +82,9 @@ def main() -> None:
 
 
 def _run(
-    supernet: Trained, references: References, largest: Architecture, dataset: Dataset
+    found: Trained, references: References, largest: Architecture, dataset: Dataset
 ) -> dict[str, Any]:
-    scores, scoring_s = inherited(supernet.supernet, references.architectures, dataset)
+    scores = found.scores
     alone_s = _training_seconds(largest, dataset)
     gap = ranking.gap(scores, references.validation.mean(1), references.macs)
     gain = ranking.tau_gain(scores, references.macs, references.validation.mean(1))
@@ -94,10 +95,10 @@ def _run(
         "tau_above_macs": dataclasses.asdict(gain),
         "gap": dataclasses.asdict(gap.mean),
         "gap_per_doubling_of_macs": dataclasses.asdict(gap.slope),
-        "training_cpu_s": supernet.cpu_s,
-        "scoring_cpu_s": scoring_s,
+        "training_cpu_s": found.training_cpu_s,
+        "scoring_cpu_s": found.scoring_cpu_s,
         "largest_alone_cpu_s": alone_s,
-        "cost_ratio": (supernet.cpu_s + CANDIDATES * scoring_s) / alone_s,
+        "cost_ratio": (found.training_cpu_s + CANDIDATES * found.scoring_cpu_s) / alone_s,
     }
 
 

@@ -22,37 +22,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from inherited import REFERENCES, References, inherited, trained
+from inherited import REFERENCES, References, trained
 from numpy.typing import NDArray
 from record import write_result
 from rich.console import Console
 
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
+from nas.accuracy.recipe import Recipe
 from nas.searcher.ranking import kendall_tau, window_tau
 from nas.space.space import load_space
 
 SANDWICH_STEPS = 2.3
 """Steps of one random subnet that one of the sandwich costs: measured in turns, one thread."""
 
-_CHANCE: dict[str, Any] = {"fair": False, "strata": 0}
-_ONE: dict[str, Any] = {"rule": "uniform", **_CHANCE}
-_THREE: dict[str, Any] = {"rule": "sandwich", **_CHANCE}
-_WARM = {"largest_only": 0.25}
+_PLAIN = {"fair": False, "strata": 0, "apart": 0.0, "largest_only": 0.25}
+_ONE: dict[str, Any] = {"rule": "uniform", **_PLAIN}
+_THREE: dict[str, Any] = {"rule": "sandwich", **_PLAIN}
 _TAUGHT = {"in_place": 1.0, "in_place_from": 0.5}
 RULES: dict[str, dict[str, Any]] = {
     "uniform": {**_ONE, "largest_only": 0.0},
-    "largest first, then uniform": {**_ONE, **_WARM},
-    "the same, operators drawn fairly": {**_ONE, **_WARM, "fair": True},
-    "the same, costs drawn by strata": {**_ONE, **_WARM, "strata": 4},
     "sandwich": {**_THREE, "largest_only": 0.0},
-    "largest first, then sandwich": {**_THREE, **_WARM},
-    "the same, taught in place": {**_THREE, **_WARM, **_TAUGHT},
-    "the same, taught in place, one assignment": {
-        **_THREE,
-        **_WARM,
-        **_TAUGHT,
-        "shared_assignment": True,
-    },
+    "largest first, then uniform": _ONE,
+    "... operators drawn fairly": {**_ONE, "fair": True},
+    "... costs drawn by strata": {**_ONE, "strata": 4},
+    "... drawn fairly, sizes apart at the end": {**_ONE, "fair": True, "apart": 0.667},
+    "largest first, then sandwich": _THREE,
+    "... taught in place": {**_THREE, **_TAUGHT},
+    "... taught in place, one assignment": {**_THREE, **_TAUGHT, "shared_assignment": True},
 }
 
 
@@ -74,16 +70,16 @@ def main() -> None:
         for name in arguments.rules:
             options = {**RULES[name], "iterations": _iterations(RULES[name], steps)}
             for seed in range(arguments.seeds):
-                supernet = trained(space, dataset, options, seed, arguments.cache)
-                scores, _ = inherited(supernet.supernet, references.architectures, dataset)
+                recipe = Recipe(**options, seed=seed)
+                found = trained(space, dataset, references, recipe, arguments.cache)
                 runs.append(
                     {
                         "rule": name,
                         "steps": steps,
                         "seed": seed,
                         "recipe": options,
-                        "cpu_seconds": round(supernet.cpu_s, 1),
-                        **_compared(scores, references),
+                        "cpu_seconds": round(found.training_cpu_s, 1),
+                        **_compared(found.scores, references),
                     }
                 )
                 console.print(runs[-1])
@@ -99,11 +95,10 @@ def main() -> None:
 
 
 def _iterations(options: dict[str, Any], steps: int) -> int:
-    """Return how many steps of a rule cost as much as `steps` of one random subnet."""
-    if options["rule"] == "uniform":
-        return steps
-    warmup = options["largest_only"]
-    return round(steps / (warmup + (1 - warmup) * SANDWICH_STEPS))
+    """Return the `iterations` with which a rule costs as much as `steps` of one random subnet."""
+    each = SANDWICH_STEPS if options["rule"] == "sandwich" else 1.0
+    warmup: float = options["largest_only"]
+    return round(steps / (warmup + (1 - warmup) * each + options["apart"] * each))
 
 
 def _compared(scores: NDArray[np.float64], references: References) -> dict[str, Any]:

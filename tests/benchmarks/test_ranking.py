@@ -87,5 +87,6 @@ def test_rules__cost_the_same(scripts: Any, steps: int) -> None:
     for options in benchmark.RULES.values():
         iterations = benchmark._iterations(options, steps)
         each = 1.0 if options["rule"] == "uniform" else benchmark.SANDWICH_STEPS
-        warmup = options["largest_only"]
-        assert iterations * (warmup + (1 - warmup) * each) == pytest.approx(steps, abs=2)
+        warmup, apart = options["largest_only"], options["apart"]
+        cost = iterations * (warmup + (1 - warmup + apart) * each)
+        assert cost == pytest.approx(steps, abs=2)
