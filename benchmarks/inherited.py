@@ -147,11 +147,12 @@ def trained(
 
 def score(detector: Detector, split: Split) -> float:
     """Return the mAP50-95 of a trained detector."""
-    deployed = detector.deploy()
+    deployed = detector.deploy().to(memory_format=torch.channels_last)
 
     def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with torch.inference_mode():
-            boxes, scores = deployed(torch.from_numpy(np.ascontiguousarray(images)).float() / 255)
+            tensor = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+            boxes, scores = deployed(tensor.to(memory_format=torch.channels_last))
         return boxes.numpy(), scores.numpy()
 
     resized = split.resized(*detector.architecture.input)

@@ -79,9 +79,9 @@ class Recipe:
     ema_ramp: float = 0.1
     rule: Rule = "uniform"
     largest_only: float = 0.25
-    fair: bool = False
+    fair: bool = True
     strata: int = 0
-    apart: float = 0.0
+    apart: float = 0.667
     in_place: float = 0.0
     in_place_from: float = 0.5
     shared_assignment: bool = False
@@ -143,7 +143,7 @@ class Recipe:
     @classmethod
     def quick(cls) -> Self:
         """A few seconds per network: enough to see every part work, not to compare networks."""
-        return cls(iterations=120, batch_size=8)
+        return cls(iterations=120, batch_size=8, apart=0.25)
 
     def fine_tuning(self) -> Self:
         """A short further training of one detector that starts from trained weights."""
