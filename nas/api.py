@@ -51,7 +51,7 @@ from nas.searcher.measuring import (
 )
 from nas.searcher.profiling import ProfileRequest, profile_space
 from nas.searcher.progress import Listener, Silent
-from nas.searcher.request import LatencyMode, Request, Workspace, training_recipe
+from nas.searcher.request import AccuracyMode, LatencyMode, Request, Workspace, training_recipe
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.retarget import find_search, retargeted
 from nas.searcher.score import Score
@@ -134,6 +134,7 @@ def search(
     prior: str | Path | None = None,
     sampler: str = "autonac",
     evaluations: int | None = None,
+    accuracy: AccuracyMode = "supernet",
     subset: int | None = None,
     study: str | None = None,
     storage: str | None = None,
@@ -162,6 +163,8 @@ def search(
         prior: folder that `profile` wrote in another environment, to predict from at first.
         sampler: `autonac`, or Optuna's `tpe`, `nsga2`, `gp` or `random`.
         evaluations: accuracy evaluations; 60, or 8 if `quick`, if None.
+        accuracy: of candidates: by the shared weights of a `supernet`, or by a `training` of each,
+            of which only the best are trained to the end.
         subset: validation images that are scored first, 0 for all at once; a fifth of them, if
             there are 500 or more, if None.
         study: name; an existing one is continued, and nothing stored is repeated. For another
@@ -195,6 +198,7 @@ def search(
         prior=Path(prior) if prior else None,
         sampler=sampler,
         evaluations=evaluations,
+        accuracy=accuracy,
         subset=subset,
         study=study,
         storage=storage,

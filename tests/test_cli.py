@@ -338,8 +338,9 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 
 FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
-    "--max-params --max-macs --max-size --max-memory --sampler --evaluations --subset --study --as "
-    "--resume --lambda --alpha --seed --quick --recipe --no-trust --storage --workspace",
+    "--max-params --max-macs --max-size --max-memory --sampler --evaluations --accuracy --subset "
+    "--study --as --resume --lambda --alpha --seed --quick --recipe --no-trust --storage "
+    "--workspace",
     "front": "--study --lambda --budget --against --storage --workspace",
     "explain": "--study --output --storage --workspace",
     "trust": "--study --landmarks --seeds --iterations --jobs --threshold --storage --workspace",

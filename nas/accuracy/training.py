@@ -162,10 +162,12 @@ def train_detector(
     checkpoint: Path | None = None,
     due: Callable[[], bool] | None = None,
     processes: Processes = ALONE,
+    until: int | None = None,
 ) -> TrainingResult:
     """Train one detector, in place, and fill its running statistics.
 
-    Args and errors as in `train_supernet`; the parts of the recipe about subnets are not used.
+    Args and errors as in `train_supernet`; the parts of the recipe about subnets are not used. The
+    training ends after `until` steps of its schedule; a later one goes on from its checkpoint.
     """
     architecture = detector.architecture
     identity = digest_of(["detector", architecture.digest, *_digest(recipe, teacher)])
@@ -182,7 +184,7 @@ def train_detector(
             nullcontext() if lesson is None else lesson.watching(detector),
         ):
             result = run.train(
-                lambda *_: (architecture,), lambda _, images: detector(images), progress
+                lambda *_: (architecture,), lambda _, images: detector(images), progress, until
             )
         images = calibration_images(split, architecture.input)
         recalibrate(detector, (each.to(run.device) for each in images))
@@ -254,13 +256,14 @@ class _Run:
         subnets: Callable[[int, np.random.Generator], tuple[Architecture, ...]],
         forward: Forward,
         progress: Callable[[Progress], None] | None,
+        until: int | None = None,
     ) -> TrainingResult:
-        """Run all steps that are left; the network ends with the averaged weights."""
+        """Run the steps left, all or up to `until`; the network ends with averaged weights."""
         recipe, counters = self.recipe, self._resume()
         start, losses, consistent = counters.iteration, [], True
         forward = in_parts(forward, recipe.accumulate)
         try:
-            for step in range(start, recipe.iterations):
+            for step in range(start, min(until or recipe.iterations, recipe.iterations)):
                 if step % _COLLECT_EVERY == 0:
                     gc.collect()
                 generator = np.random.default_rng([recipe.seed, step])

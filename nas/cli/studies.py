@@ -41,6 +41,13 @@ class _Format(StrEnum):
     ultralytics = "ultralytics"
 
 
+class _Accuracy(StrEnum):
+    """Where the weights that are scored come from."""
+
+    supernet = "supernet"
+    training = "training"
+
+
 class _Latency(StrEnum):
     """How sure a latency must be."""
 
@@ -95,6 +102,12 @@ def search(
         int | None,
         typer.Option(help="Accuracy evaluations in the study.", show_default="60, quick: 8"),
     ] = None,
+    accuracy: Annotated[
+        _Accuracy,
+        typer.Option(
+            help="By shared weights, or by training each candidate, most of them briefly."
+        ),
+    ] = _Accuracy.supernet,
     subset: Annotated[
         str | None,
         typer.Option(
@@ -175,6 +188,7 @@ def search(
         "prior": prior,
         "sampler": sampler,
         "evaluations": evaluations,
+        "accuracy": accuracy.value,
         "subset": _subset(subset),
         "alpha": alpha,
         "beta": _multiplier(lambda_),

@@ -27,8 +27,10 @@ from nas.results.bundle import Bundle, Provenance, write_bundle
 from nas.results.figures import front_figure, write_figure
 from nas.searcher.engines import TrainedGraph, doubt_about
 from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.judges import own_training
 from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
+from nas.searcher.rungs import OwnTraining
 from nas.searcher.setting import Setting, installed_versions
 from nas.searcher.supernets import supernet_of, weights_of
 from nas.searcher.team import train_network
@@ -146,16 +148,19 @@ class _Maker:
         self._listener = listener
         self._recipe = setting.request.recipe()
         self._bench = Bench(setting.dataset, setting.runtime, setting.oracle)
-        supernet, weights = supernet_of(setting, listener), weights_of(setting)
-        self._judge = AccuracyJudge(
-            supernet,
-            weights,
-            setting.dataset,
-            setting.runtime,
-            setting.database,
-            listener,
-            setting.request.workspace.statistics,
-        )
+        self._judge: AccuracyJudge | OwnTraining
+        if setting.request.accuracy == "training":
+            self._judge = own_training(setting, listener)
+        else:
+            self._judge = AccuracyJudge(
+                supernet_of(setting, listener),
+                weights_of(setting),
+                setting.dataset,
+                setting.runtime,
+                setting.database,
+                listener,
+                setting.request.workspace.statistics,
+            )
 
     def make(self, row: pd.Series) -> Bundle | None:
         """Fine-tune, measure and score a candidate, or return None if it may break the budget."""
@@ -165,7 +170,11 @@ class _Maker:
         graph = self._bench.graph(inherited, candidate)
         if self._latency(trial, graph, candidate) is None:
             return None  # before any training is spent on it
-        detector, graph, accuracies = self._fine_tuned(inherited, graph, candidate)
+        if self._setting.request.accuracy == "training":
+            validation = self._bench.score(graph, candidate, self._dataset.validation, "trained")
+            detector, accuracies = inherited, [validation]
+        else:
+            detector, graph, accuracies = self._fine_tuned(inherited, graph, candidate)
         latency = self._latency(trial, graph, candidate)
         if latency is None:
             return None

@@ -20,14 +20,13 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from nas.accuracy.evaluate import Accuracy
-from nas.errors import EngineError, ExportError, MeasurementError, StudyError
+from nas.errors import EngineError, ExportError, MeasurementError, StudyError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.latency.latency import Latency
 from nas.searcher.autonac import AutoNACSampler
 from nas.searcher.database import State
 from nas.searcher.estimate import Estimate
-from nas.searcher.evaluation import AccuracyJudge
-from nas.searcher.fidelity import Rival, subset_size
+from nas.searcher.judges import Judge, open_judge
 from nas.searcher.points import decode
 from nas.searcher.progress import Listener, Member, Status
 from nas.searcher.result import StudyResult
@@ -44,7 +43,7 @@ from nas.searcher.sampler import AUTONAC
 from nas.searcher.screening import check_budget
 from nas.searcher.setting import Setting
 from nas.searcher.study import Proposal, Study, Told, open_study, study_names
-from nas.searcher.supernets import supernet_of, weights_of
+from nas.searcher.supernets import weights_of
 from nas.space.architecture import Candidate
 from nas.space.space import Label
 from nas.units import Budget
@@ -98,19 +97,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         setting.database.recorded(name, **setting.run_values()),
     ):
         check_budget(setting, listener, [one.point for one in inherited if one.on_front])
-        if not request.parent and request.workspace.supernet(weights).exists():
-            listener.say("The supernet of this space, data and recipe is trained already.")
-        supernet = supernet_of(setting, listener)
-        judge = AccuracyJudge(
-            supernet,
-            weights,
-            setting.dataset,
-            setting.runtime,
-            setting.database,
-            listener,
-            request.workspace.statistics,
-            subset_size(len(setting.dataset.validation), request.subset),
-        )
+        judge = open_judge(setting, listener)
         _readmit(setting, study, judge, listener)
         if request.parent:
             setting = _look_at_known(setting, study, judge, inherited, listener)
@@ -153,7 +140,7 @@ def _sampler(setting: Setting, sampler_seed: int | None) -> str | BaseSampler:
     )
 
 
-def _readmit(setting: Setting, study: Study, judge: AccuracyJudge, listener: Listener) -> None:
+def _readmit(setting: Setting, study: Study, judge: Judge, listener: Listener) -> None:
     """Say what another budget than last time means for what is known, and score what it admits."""
     again = study.readmit()
     runs = [run for run in setting.database.runs(study.name) if run.command == "search"]
@@ -168,7 +155,7 @@ def _readmit(setting: Setting, study: Study, judge: AccuracyJudge, listener: Lis
 def _look_at_known(
     setting: Setting,
     study: Study,
-    judge: AccuracyJudge,
+    judge: Judge,
     inherited: Sequence[Inherited],
     listener: Listener,
 ) -> Setting:
@@ -188,7 +175,7 @@ def _look_at_known(
 
 
 def _until(
-    setting: Setting, evaluations: int, study: Study, judge: AccuracyJudge, listener: Listener
+    setting: Setting, evaluations: int, study: Study, judge: Judge, listener: Listener
 ) -> None:
     """Try what is queued, up to so many evaluations in the study."""
     bounded = replace(setting, request=replace(setting.request, evaluations=evaluations))
@@ -198,9 +185,7 @@ def _until(
 class _Loop:
     """Ask, screen, evaluate, tell: until the study has the wanted number of accuracies."""
 
-    def __init__(
-        self, setting: Setting, study: Study, judge: AccuracyJudge, listener: Listener
-    ) -> None:
+    def __init__(self, setting: Setting, study: Study, judge: Judge, listener: Listener) -> None:
         self._setting = setting
         self._study = study
         self._judge = judge
@@ -217,17 +202,25 @@ class _Loop:
         """
         wanted = self._setting.request.wanted
         self._report()
-        while self._study.evaluated < wanted and (not queued_only or self._study.waiting):
-            if self._gives_up(wanted):
+        closing = False
+        while True:
+            closing = closing or self._study.evaluated >= wanted or self._gives_up(wanted)
+            promoted = None
+            if not queued_only:
+                promoted = self._judge.promotion(self._study, closing=closing)
+            if promoted is None and (closing or (queued_only and not self._study.waiting)):
                 return
-            proposal = self._study.ask()
-            self._asked += 1
-            self._try(proposal)
+            if promoted is not None:
+                self._try(self._study.again(promoted), None)
+            else:
+                proposal = self._study.ask()
+                self._asked += 1
+                digest = self._setting.candidate(proposal.choices).digest
+                self._try(proposal, self._study.seen(digest))
             self._report()
 
-    def _try(self, proposal: Proposal) -> None:
+    def _try(self, proposal: Proposal, known: Told | None) -> None:
         candidate = self._setting.candidate(proposal.choices)
-        known = self._study.seen(candidate.digest)
         if known is not None:
             self._repeated += 1
             self._repeats_in_a_row += 1
@@ -238,7 +231,7 @@ class _Loop:
         try:
             self._evaluate(proposal, candidate)
             self._failures_in_a_row = 0
-        except (EngineError, ExportError, MeasurementError) as error:
+        except (EngineError, ExportError, MeasurementError, TrainingError) as error:
             # It costs this candidate, not the search; unless everything fails.
             self._failures_in_a_row += 1
             self._study.tell_failed(proposal, str(error), candidate.digest)
@@ -257,7 +250,7 @@ class _Loop:
         if not budget.admits(latency.ms):
             self._tell_over(proposal, candidate, latency, violations=violations)
             return
-        scored = self._judge.against(candidate, self._rival(latency))
+        scored = self._judge.score(candidate, latency, self._study)
         if isinstance(scored, Estimate):
             self._tell_estimate(proposal, candidate, latency, scored)
             return
@@ -281,17 +274,20 @@ class _Loop:
         if [told.number for told in self._study.front()] != before:
             self._store_front(proposal.number)
 
-    def _rival(self, latency: Latency) -> Rival | None:
-        """Return what a candidate has to beat, if it is as fast as it may well be."""
-        told = self._study.rival(latency.low_ms)
-        if told is None or told.accuracy is None:
-            return None
-        return Rival(self._setting.candidate(told.choices), told.accuracy)
-
     def _tell_estimate(
         self, proposal: Proposal, candidate: Candidate, latency: Latency, estimate: Estimate
     ) -> None:
         self._store(proposal, candidate, "stopped", latency, estimate=estimate)
+        if estimate.iterations is not None:
+            self._study.tell_rung(
+                proposal,
+                candidate.digest,
+                reached=estimate.map50_95,
+                iterations=estimate.iterations,
+                latency_ms=latency.ms,
+                **_described(latency),
+            )
+            return
         self._study.tell_estimate(
             proposal,
             candidate.digest,

@@ -18,7 +18,10 @@ from nas.searcher.estimate import SMALLEST_SUBSET
 from nas.searcher.score import Score
 from nas.units import Budget
 
-__all__ = ["LatencyMode", "Parent", "Request", "Workspace", "training_recipe"]
+__all__ = ["AccuracyMode", "LatencyMode", "Parent", "Request", "Workspace", "training_recipe"]
+
+AccuracyMode = Literal["supernet", "training"]
+"""By weights that all candidates share, or by a training of each on its own."""
 
 LatencyMode = Literal["auto", "measured"]
 """As sure as a decision needs, or measured on the device without exception."""
@@ -98,6 +101,10 @@ class Request:
         sampler: a name that `nas.searcher.sampler` knows.
         evaluations: accuracy evaluations that the study shall have in the end; None takes 60, or 8
             if it is quick.
+        accuracy: of candidates, with the weights of a `supernet`, or by a `training` of each on its
+            own, of which most end early (`nas.searcher.rungs`).
+        subset: validation images that are scored first; 0 scores all at once, None decides by how
+            many there are.
         study: its name; None takes a new one.
         storage: any SQLAlchemy URL; None takes the workspace's SQLite file.
         workspace: where everything is written.
@@ -121,6 +128,7 @@ class Request:
     prior: Path | None = None
     sampler: str = "autonac"
     evaluations: int | None = None
+    accuracy: AccuracyMode = "supernet"
     subset: int | None = None
     study: str | None = None
     storage: str | None = None
@@ -143,6 +151,8 @@ class Request:
             )
         if self.latency not in get_args(LatencyMode):
             raise UnknownNameError.of("latency mode", self.latency, get_args(LatencyMode))
+        if self.accuracy not in get_args(AccuracyMode):
+            raise UnknownNameError.of("accuracy mode", self.accuracy, get_args(AccuracyMode))
         if not 0 <= self.seed < 2**31:
             raise InputError(f"A seed lies in 0..2147483647, got {self.seed}.")
 
@@ -176,6 +186,7 @@ class Request:
             "prior": str(self.prior) if self.prior else None,
             "sampler": self.sampler,
             "evaluations": self.evaluations,
+            "accuracy": self.accuracy,
             "subset": self.subset,
             "alpha": self.score.alpha,
             "beta": self.score.beta,

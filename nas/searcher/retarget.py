@@ -24,7 +24,7 @@ from nas.errors import InputError, StudyError, UnknownNameError
 from nas.latency.hardware import Hardware
 from nas.searcher.connection import translated
 from nas.searcher.database import Database
-from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.judges import Judge
 from nas.searcher.request import Parent, Request
 from nas.searcher.setting import Setting
 from nas.searcher.study import Study, open_storage, quiet_optuna, study_names
@@ -172,7 +172,7 @@ def inherit(setting: Setting) -> list[Inherited]:
     return sorted(found.values(), key=lambda one: (not one.on_front, not one.near))
 
 
-def worth_a_look(inherited: Sequence[Inherited], judge: AccuracyJudge) -> list[Inherited]:
+def worth_a_look(inherited: Sequence[Inherited], judge: Judge) -> list[Inherited]:
     """Return what is free because its accuracy is known, and what lies on the front or next to it.
 
     Without a known accuracy, so many are scored anew as the parent's front and neighbours are.
@@ -184,7 +184,7 @@ def handed_down_line(
     setting: Setting,
     inherited: Sequence[Inherited],
     queue: Sequence[Inherited],
-    judge: AccuracyJudge,
+    judge: Judge,
 ) -> str:
     """Say what a re-targeted study takes from its parent, and what it scores anew, and why."""
     parent = setting.request.parent.study if setting.request.parent else ""

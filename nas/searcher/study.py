@@ -37,7 +37,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from nas.errors import StorageError, StudyError, UnknownNameError
 from nas.searcher.connection import LockedError, engine_options, exclusive, set_pragmas, translated
@@ -87,15 +87,19 @@ class Study:
         parameters: Parameters,
         budget: Budget,
         bounds: Collection[str] = (),
+        *,
+        storage: RDBStorage,
     ) -> None:
         self.name = study.study_name
         self.budget = budget
         self.parameters = {name: tuple(labels) for name, labels in parameters.items()}
         self.optuna_study = study
         self._bounds = tuple(bounds)
+        self._storage = storage
         self._url = database.url
         self._told: dict[str, Told] = {}
         self._failures: Counter[str] = Counter()
+        self._rungs: dict[int, dict[str, Told]] = {}
         for trial in study.get_trials(deepcopy=False):
             if (told := told_of(trial)) is not None:
                 self._remember(told)
@@ -112,6 +116,17 @@ class Study:
             choices = suggest(trial, self.parameters)
             attempt = int(trial.user_attrs.get("attempt", 1))
         return Proposal(trial.number, choices, attempt, trial)
+
+    def again(self, told: Told) -> Proposal:
+        """Begin another trial of a candidate that was scored in part; no sampler is asked."""
+        with translated(self._url):
+            known = self.optuna_study.get_trials(deepcopy=False)[told.number]
+            template = create_trial(
+                state=TrialState.RUNNING, params=known.params, distributions=known.distributions
+            )
+            study_id = self._storage.get_study_id_from_name(self.name)
+            trial = Trial(self.optuna_study, self._storage.create_new_trial(study_id, template))
+        return Proposal(trial.number, dict(told.choices), 1, trial)
 
     def enqueue(self, choices: Point) -> None:
         """Queue a point; one that the study has already, in any state, is not queued again.
@@ -177,6 +192,14 @@ class Study:
         accuracies = np.array([told.accuracy for told in feasible], dtype=np.float64)
         latencies = np.array([told.latency_ms for told in feasible], dtype=np.float64)
         return [feasible[index] for index in front_indices(accuracies, latencies)]
+
+    def at_rung(self, iterations: int) -> dict[str, Told]:
+        """Return what was scored after so many steps of training, and keeps the budget of now."""
+        return {
+            digest: told
+            for digest, told in self._rungs.get(iterations, {}).items()
+            if told.latency_ms is not None and self.budget.admits(told.latency_ms)
+        }
 
     def rival(self, latency_ms: float) -> Told | None:
         """Return what a candidate of this latency has to beat: the best of the front so far."""
@@ -244,6 +267,51 @@ class Study:
         """
         self._finish(proposal, digest, latency_ms, estimate, attributes, fidelity="subset")
 
+    def tell_rung(
+        self,
+        proposal: Proposal,
+        digest: str,
+        *,
+        reached: float,
+        iterations: int,
+        latency_ms: float,
+        **attributes: Label,
+    ) -> None:
+        """Finish a trial whose candidate was scored after part of its training, and may go on.
+
+        It is PRUNED: what a network reaches early is no accuracy to learn from, nor to compare with
+        one of another rung.
+
+        Args:
+            proposal: what was asked.
+            digest: of the candidate.
+            reached: mAP50-95.
+            iterations: steps of training.
+            latency_ms: at most the budget.
+            attributes: what else the dashboard should show about the trial.
+
+        Raises:
+            StudyError: a value is not finite or out of range.
+        """
+        own: dict[str, Label] = {
+            "architecture": digest,
+            "budget_ms": self.budget.latency_ms,
+            "fidelity": "rung",
+            "estimate": in_range("mAP", reached, 1),
+            "iterations": iterations,
+            "latency_ms": in_range("latency", latency_ms, math.inf),
+        }
+        with translated(self._url), _unless_finished():
+            self._describe(proposal, {**attributes, **own})
+            self.optuna_study.tell(proposal.trial, state=TrialState.PRUNED, skip_if_finished=True)
+        self._remember(
+            Told(
+                *(proposal.number, digest, proposal.choices, latency_ms, None),
+                estimate=reached,
+                iterations=iterations,
+            )
+        )
+
     def tell_infeasible(
         self,
         proposal: Proposal,
@@ -280,6 +348,15 @@ class Study:
         """Finish a trial whose candidate is known already with what is known."""
         if told.latency_ms is None:
             self.tell_failed(proposal, told.error, told.digest)
+            return
+        if told.iterations is not None and told.estimate is not None:
+            self.tell_rung(
+                *(proposal, told.digest),
+                reached=told.estimate,
+                iterations=told.iterations,
+                latency_ms=told.latency_ms,
+                duplicate_of=told.number,
+            )
             return
         attributes = {"duplicate_of": told.number}
         known, fidelity = told.accuracy, "whole"
@@ -349,7 +426,9 @@ class Study:
         known = self._told.get(told.digest)
         if told.latency_ms is None:
             self._failures[told.digest] += 1
-        if known is None or told.worth > known.worth:
+        if told.iterations is not None:
+            self._rungs.setdefault(told.iterations, {}).setdefault(told.digest, told)
+        if known is None or told.extent > known.extent:
             self._told[told.digest] = told
 
 
@@ -404,7 +483,7 @@ def open_study(
                 make_sampler(sampler, seed, n_trials) if isinstance(sampler, str) else sampler
             )
             _requeue_stale(study, database)
-            opened = Study(study, database, parameters, budget, bounds)
+            opened = Study(study, database, parameters, budget, bounds, storage=storage)
         yield opened
 
 

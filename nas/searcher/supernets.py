@@ -47,6 +47,8 @@ def weights_of(setting: Setting) -> str:
     request = setting.request
     if request.parent:
         return request.parent.supernet
+    if request.accuracy == "training":
+        return digest_of(["trained alone", setting.dataset.digest, request.recipe().digest])
     return supernet_digest(setting.space, setting.dataset, request.recipe())
 
 

@@ -57,6 +57,8 @@ class Told:
         error: why it failed, or nothing.
         violations: of the bounds beside the latency; more than 0 breaks one.
         estimate: of the accuracy, where its evaluation was stopped.
+        iterations: of the training that the estimate was reached after; None if it is of shared
+            weights.
     """
 
     number: int
@@ -67,6 +69,7 @@ class Told:
     error: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
     estimate: float | None = None
+    iterations: int | None = None
 
     @property
     def is_scored(self) -> bool:
@@ -88,9 +91,10 @@ class Told:
         )
 
     @property
-    def worth(self) -> int:
+    def extent(self) -> tuple[int, int]:
         """How much is known: an accuracy, less an estimate, a latency, a failure."""
-        return (self.latency_ms is not None) + self.is_scored + (self.accuracy is not None)
+        known = (self.latency_ms is not None) + self.is_scored + (self.accuracy is not None)
+        return known, self.iterations or 0
 
 
 def told_of(trial: FrozenTrial) -> Told | None:
@@ -98,9 +102,18 @@ def told_of(trial: FrozenTrial) -> Told | None:
     digest = trial.user_attrs.get("architecture")
     error = trial.user_attrs.get("error")
     # Without an error, a failed trial is one whose process was killed: that is not the candidate's.
-    if digest is None or not (trial.state == TrialState.COMPLETE or error):
+    is_rung = trial.state == TrialState.PRUNED and trial.user_attrs.get("fidelity") == "rung"
+    if digest is None or not (trial.state == TrialState.COMPLETE or error or is_rung):
         return None
     choices = json.loads(trial.user_attrs["choices"])
+    if is_rung:
+        said = (trial.user_attrs[name] for name in ("latency_ms", "estimate", "iterations"))
+        latency_ms, estimate, iterations = said
+        return Told(
+            *(trial.number, digest, choices, latency_ms, None),
+            estimate=estimate,
+            iterations=iterations,
+        )
     if trial.state != TrialState.COMPLETE:
         return Told(trial.number, digest, choices, None, None, str(error))
     accuracy, latency_ms = trial.values

@@ -11,13 +11,14 @@ from types import ModuleType
 import optuna
 import pytest
 
+from nas.accuracy.recipe import Recipe
 from nas.latency.clock import ClockSettings
 from nas.latency.meter import LatencyMeter
 from nas.latency.oracle import MeasuringOracle
 from nas.model.supernet import Supernet
 from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.loop import search
-from nas.searcher.progress import Silent
+from nas.searcher.progress import Silent, Status
 from nas.searcher.request import Request, Workspace
 from nas.searcher.setting import Setting, open_setting
 from nas.searcher.study import open_storage
@@ -123,7 +124,7 @@ def test_search__engine_that_crashes_costs_one_candidate(
 def test_search__stopped_candidates_stand_on_no_front(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas.searcher.loop.subset_size", lambda *_: 10)
+    monkeypatch.setattr("nas.searcher.judges.subset_size", lambda *_: 10)
     result = search(setting, Silent())
     stopped, scored = result.stopped, result.scored
     # Untrained networks find nothing, so whatever is not the fastest so far is stopped.
@@ -148,3 +149,45 @@ def test_search__stopped_candidates_stand_on_no_front(
     request = dataclasses.replace(setting.request, study=result.study)
     again = search(dataclasses.replace(setting, request=request), Silent())
     assert len(again.evaluations) == len(result.evaluations)
+
+
+class _Impatient(Silent):
+    """Stops the search after some candidates, as a user would."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def status(self, status: Status) -> None:
+        del status
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+
+def test_search__by_training_promotes_a_third_and_survives_a_stop(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(iterations=9, batch_size=4)
+    monkeypatch.setattr(Request, "recipe", lambda _: recipe)
+    request = dataclasses.replace(
+        setting.request, accuracy="training", evaluations=6, study="rungs", trust=False
+    )
+    training = dataclasses.replace(setting, request=request)
+    for patience in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            search(training, _Impatient(patience))
+    result = search(training, Silent())
+    table = result.evaluations
+    reached = table[table["state"] == "stopped"].groupby("estimate_iterations")["architecture"]
+    assert reached.nunique().to_dict() == {1: 6, 3: 2}
+    assert (reached.size() == reached.nunique()).all()  # nothing was trained twice
+    scored = result.scored
+    assert len(scored) == 1
+    assert set(scored["fidelity"]) == {"whole"}
+    assert set(scored["weights"]) == {"trained"}
+    assert len(result.stopped) == 5
+    with open_storage(setting.database) as storage:
+        trials = optuna.load_study(study_name="rungs", storage=storage).trials
+    states = {trial.number: trial.state.name for trial in trials}
+    assert {states[number] for number in scored["trial"]} == {"COMPLETE"}
+    assert {states[number] for number in result.stopped["trial"]} == {"PRUNED"}

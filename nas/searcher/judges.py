@@ -1,0 +1,112 @@
+"""What a search scores candidates with: weights that all share, or a training of each."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nas.accuracy.evaluate import Accuracy
+from nas.errors import StudyError
+from nas.latency.latency import Latency
+from nas.searcher.estimate import Estimate
+from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.fidelity import Rival, subset_size
+from nas.searcher.progress import Listener
+from nas.searcher.rungs import OwnTraining
+from nas.searcher.setting import Setting
+from nas.searcher.study import Study
+from nas.searcher.supernets import supernet_of, weights_of
+from nas.searcher.trials import Told
+from nas.space.architecture import Candidate
+
+__all__ = ["Judge", "SharedWeights", "open_judge", "own_training"]
+
+
+class Judge(Protocol):
+    """Scores candidates, wholly or in part."""
+
+    def score(
+        self, candidate: Candidate, latency: Latency, study: Study
+    ) -> tuple[int, Accuracy] | Estimate:
+        """Return the row of an accuracy and the accuracy, or what stands in its place."""
+
+    def known(self, candidate: Candidate) -> tuple[int, Accuracy] | None:
+        """Return what is stored about a candidate that was scored wholly: row and accuracy."""
+
+    def promotion(self, study: Study, *, closing: bool) -> Told | None:
+        """Return a candidate that was scored in part and shall be scored further, if there is one.
+
+        Args:
+            study: what is known.
+            closing: no further candidate will be asked for.
+        """
+
+
+class SharedWeights:
+    """Scores candidates with the weights of a supernet, against what is as fast as they are."""
+
+    def __init__(self, setting: Setting, judge: AccuracyJudge) -> None:
+        self._setting = setting
+        self._judge = judge
+
+    def score(
+        self, candidate: Candidate, latency: Latency, study: Study
+    ) -> tuple[int, Accuracy] | Estimate:
+        """Score on all validation images, unless a part of them shows that it cannot advance."""
+        # As fast as it may well be: a prediction could name a rival that is faster than it.
+        told = study.rival(latency.low_ms)
+        if told is None or told.accuracy is None:
+            return self._judge.against(candidate, None)
+        rival = Rival(self._setting.candidate(told.choices), told.accuracy)
+        return self._judge.against(candidate, rival)
+
+    def known(self, candidate: Candidate) -> tuple[int, Accuracy] | None:
+        """Return what is stored about a candidate that was scored wholly: row and accuracy."""
+        return self._judge.known(candidate)
+
+    def promotion(self, study: Study, *, closing: bool) -> Told | None:  # noqa: ARG002
+        """Nothing is scored further later: whatever may advance is scored wholly at once."""
+        return None
+
+
+def open_judge(setting: Setting, listener: Listener) -> Judge:
+    """Make what a search was asked to score with; a supernet is trained first, if there is none.
+
+    Raises:
+        StorageError, TrainingError, StudyError, KeyboardInterrupt: as `supernet_of`.
+    """
+    request = setting.request
+    if request.accuracy == "training":
+        if request.parent:
+            raise StudyError(
+                f"A re-targeted study needs a supernet, and {request.parent.study!r} has none: "
+                "its candidates were trained one by one.",
+                "Start a new search for the other target; it finds the trainings that ended.",
+            )
+        return own_training(setting, listener)
+    weights = weights_of(setting)
+    if not request.parent and request.workspace.supernet(weights).exists():
+        listener.say("The supernet of this space, data and recipe is trained already.")
+    judge = AccuracyJudge(
+        supernet_of(setting, listener),
+        weights,
+        setting.dataset,
+        setting.runtime,
+        setting.database,
+        listener,
+        request.workspace.statistics,
+        subset_size(len(setting.dataset.validation), request.subset),
+    )
+    return SharedWeights(setting, judge)
+
+
+def own_training(setting: Setting, listener: Listener) -> OwnTraining:
+    """Make a judge that trains every candidate on its own."""
+    return OwnTraining(
+        setting.dataset,
+        setting.runtime,
+        setting.database,
+        setting.request.recipe(),
+        weights_of(setting),
+        setting.request.workspace.cache / "rungs",
+        listener,
+    )
