@@ -76,6 +76,7 @@ class Outcome:
         seconds: wall time since the training began or was last continued, scoring included.
         cpu_s_per_step: CPU time of the training, a teacher's answers included, by its steps.
         peak_bytes: most memory that the training held; None where it cannot be known.
+        cpu_s: CPU time of the training since it began or was last continued.
     """
 
     accuracy: Accuracy
@@ -84,6 +85,7 @@ class Outcome:
     seconds: float
     cpu_s_per_step: float
     peak_bytes: int | None
+    cpu_s: float
 
 
 def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]) -> Outcome:
@@ -132,6 +134,7 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         elapsed.wall_s,
         cpu_s / max(result.iterations - result.resumed_from, 1),
         peak_bytes,
+        cpu_s,
     )
 
 

@@ -105,7 +105,8 @@ class Trust:
         recipe_iterations: steps of the study's recipe.
         threshold: least tau.
         failed: landmarks that could not be trained, and why.
-        cpu_s: CPU seconds of the trainings; scoring the engines is not in it.
+        cpu_s: CPU seconds of the trainings; neither scoring the engines nor what an interrupted
+            training spent before it was continued is in it.
     """
 
     study: str

@@ -265,7 +265,7 @@ class _Check:
             artifact=accuracy.artifact,
             resampled=list(outcome.resampled),
             iterations=outcome.iterations,
-            seconds=outcome.cpu_s_per_step * outcome.iterations,
+            seconds=outcome.cpu_s,
         )
 
     def _rows(self) -> list[TrainingRow]:
