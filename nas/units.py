@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nas.errors import BudgetError
 
-__all__ = ["COCO_CLASSES", "Budget", "format_ms", "percent"]
+__all__ = ["COCO_CLASSES", "Budget", "bytes_text", "format_ms", "percent"]
 
 COCO_CLASSES = 80
 """Of a network whose classes nothing else says: what published detectors are trained for."""
@@ -61,6 +61,15 @@ class Budget:
 def format_ms(latency_ms: float) -> str:
     """Format a latency so that `Budget.parse` reads the same value back."""
     return f"{latency_ms!r}ms" if latency_ms != int(latency_ms) else f"{int(latency_ms)}ms"
+
+
+def bytes_text(count: float) -> str:
+    """Format bytes, such as `"1.5 GiB"`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB" if count < 1000 else f"{count:.0f} GiB"
 
 
 def percent(share: float) -> str:

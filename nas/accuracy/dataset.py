@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ __all__ = [
     "MEMORY_LIMIT",
     "Annotations",
     "BatchSampler",
+    "CopyPlace",
     "DataReport",
     "Dataset",
     "Problem",
@@ -217,6 +219,36 @@ class Split:
             self._resized[height, width] = ResizedSplit.of(self, height, width)
         return self._resized[height, width]
 
+    def copy_place(self, height: int, width: int) -> CopyPlace:
+        """Return where `resized` keeps the images of a size, whether they are there or not."""
+        shape = (len(self), 3, height, width)
+        if self.cache_dir is None or math.prod(shape) <= MEMORY_LIMIT:
+            return CopyPlace(shape, None)
+        return CopyPlace(shape, self.cache_dir / f"resized-{self.digest}-{height}x{width}.npy")
+
+
+@dataclass(frozen=True)
+class CopyPlace:
+    """Where a split at one network input size is kept.
+
+    Attributes:
+        shape: (n, 3, height, width), a byte each.
+        path: the file that is mapped; None if it is held in memory.
+    """
+
+    shape: tuple[int, int, int, int]
+    path: Path | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the file is there, whole."""
+        return self.path is not None and _is_image_file(self.path, self.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class ResizedSplit:
@@ -382,15 +414,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _resized_images(split: Split, height: int, width: int) -> NDArray[np.uint8]:
-    shape = (len(split), 3, height, width)
-    if split.cache_dir is None or np.prod(shape, dtype=np.int64) <= MEMORY_LIMIT:
-        images = np.empty(shape, np.uint8)
+    place = split.copy_place(height, width)
+    if place.path is None:
+        images = np.empty(place.shape, np.uint8)
         _fill(images, split)
         return images
-    path = split.cache_dir / f"resized-{split.digest}-{height}x{width}.npy"
-    if not _is_image_file(path, shape):
-        _write_images(path, shape, split)
-    return _mapped(path)
+    if not place.is_written:
+        _write_images(place.path, place.shape, split)
+    return _mapped(place.path)
 
 
 def _fill(images: NDArray[np.uint8], split: Split) -> None:

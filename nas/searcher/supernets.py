@@ -5,14 +5,18 @@ A re-targeted study has its parent's, whatever precisions its own space is in: w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from nas.accuracy.dataset import Dataset, Split
+from nas.accuracy.distributed import ALONE
 from nas.accuracy.recipe import Recipe
-from nas.accuracy.sampling import Draws
+from nas.accuracy.sampling import Draws, Sample
 from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, train_supernet
 from nas.errors import StudyError
@@ -20,13 +24,15 @@ from nas.model.detector import profile
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request, Workspace
+from nas.searcher.room import Hear, Planned, Steps, require_room
 from nas.searcher.setting import Setting
 from nas.searcher.teachers import load_teacher
-from nas.searcher.team import Part, train_together
+from nas.searcher.team import Part, own_part, train_together
 from nas.space.architecture import digest_of
 from nas.space.space import SearchSpace
 
 __all__ = [
+    "planned_supernet",
     "require_inherited",
     "subnet_draws",
     "supernet_digest",
@@ -35,6 +41,9 @@ __all__ = [
     "trained_supernet",
     "weights_of",
 ]
+
+
+_SIZE_DRAWS = 101  # of subnets, to find the sizes of images
 
 
 def supernet_digest(space: SearchSpace, dataset: Dataset, recipe: Recipe) -> str:
@@ -117,6 +126,7 @@ def trained_supernet(
     if path.exists():
         return Supernet.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    require_room(planned_supernet(space, dataset, recipe), path.parent)
     classes = len(dataset.classes)
     largest = space.candidate(space.anchors["max"], classes).architecture
     teacher = load_teacher(recipe, largest, dataset, workspace, listener)
@@ -167,6 +177,39 @@ def train_afresh(
     return supernet.to("cpu")
 
 
+def planned_supernet(space: SearchSpace, dataset: Dataset, recipe: Recipe) -> Planned:
+    """Return the training of a supernet, to find out what it will take."""
+    classes, part = len(dataset.classes), own_part()
+    draws = subnet_draws(space, classes, recipe)
+    largest = space.candidate(space.anchors["max"], classes).architecture
+    generator = np.random.default_rng(0)
+    sizes = {largest.input, *(draws(number, generator).input for number in range(_SIZE_DRAWS))}
+    highest = largest.at_input(max(sizes, key=math.prod))
+    together, apart = recipe.by_size()
+
+    def steps(sample: Sample) -> Steps:
+        def take(
+            split: Split, recipe: Recipe, path: Path | None, progress: Hear | None = None
+        ) -> None:
+            supernet = Supernet(space.covering(classes), seed=recipe.seed).to(part.device)
+            alone = Part(ALONE, part.device, progress)
+            _train(supernet, space, classes, split, recipe, path, alone, sample=sample)
+
+        return take
+
+    return Planned(
+        steps(lambda _step, _generator: highest),
+        steps(draws),
+        dataset,
+        together,
+        tuple(sorted(sizes)),
+        part.device,
+        part.processes.count,
+        iterations=recipe.supernet_iterations,
+        copies=1 if apart is None else len(sizes),
+    )
+
+
 def _of_last_stage(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(f".apart{checkpoint.suffix}")
 
@@ -185,10 +228,11 @@ def _train(
     checkpoint: Path | None,
     part: Part,
     teacher: Teacher | None = None,
+    sample: Sample | None = None,
 ) -> None:
     train_supernet(
         supernet,
-        subnet_draws(space, classes, recipe),
+        sample or subnet_draws(space, classes, recipe),
         space.candidate(space.anchors["max"], classes).architecture,
         split,
         recipe,

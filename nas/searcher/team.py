@@ -30,7 +30,7 @@ from nas.latency.clock import Elapsed
 from nas.model.detector import Detector
 from nas.searcher.progress import Listener
 
-__all__ = ["Due", "Part", "help_out", "joined", "train_network", "train_together"]
+__all__ = ["Due", "Part", "help_out", "joined", "own_part", "train_network", "train_together"]
 
 _T = TypeVar("_T")
 
@@ -133,6 +133,11 @@ def train_together(training: Callable[[Part], _T], listener: Listener) -> _T:
         raise
 
 
+def own_part() -> Part:
+    """Return this process's part in whatever is trained, heard by nobody."""
+    return Part(_team.processes, _device())
+
+
 def help_out() -> None:
     """Take part in the trainings of the first process until it says that there are no more.
 
@@ -142,7 +147,7 @@ def help_out() -> None:
     torch.set_num_threads(1)
     while (training := _sent(None)) is not None:
         with suppress(NasError):  # the first process has the same error, and says so
-            training(Part(_team.processes, _device()))
+            training(own_part())
 
 
 def train_network(
