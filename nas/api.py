@@ -40,6 +40,8 @@ from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.bounds import Bounds
 from nas.searcher.database import Database
+from nas.searcher.forecast import Forecast
+from nas.searcher.forecast import forecast as run_forecast
 from nas.searcher.importance import explain as run_explain
 from nas.searcher.importance_sample import Sample
 from nas.searcher.loop import search as run_search
@@ -75,6 +77,7 @@ __all__ = [
     "estimate",
     "explain",
     "export",
+    "forecast",
     "front",
     "is_stored",
     "layer_list",
@@ -84,6 +87,7 @@ __all__ = [
     "resume",
     "retarget",
     "search",
+    "search_request",
     "stored_request",
     "train",
     "trust",
@@ -185,31 +189,78 @@ def search(
     Raises:
         NasError: the input is wrong, nothing meets the budget, or the machine fails.
     """
-    request = Request(
+    request = search_request(
+        budget,
         hardware=hardware,
-        budget=_budget(budget),
         data=data,
         space=space,
         runtime=runtime,
-        precisions=tuple(precision) if precision else None,
+        precision=precision,
         latency=latency,
-        bounds=bounds or Bounds(),
-        table=Path(table) if table else None,
-        prior=Path(prior) if prior else None,
+        bounds=bounds,
+        table=table,
+        prior=prior,
         sampler=sampler,
         evaluations=evaluations,
         accuracy=accuracy,
         subset=subset,
         study=study,
         storage=storage,
-        workspace=Workspace(Path(workspace)),
-        score=Score(alpha, beta),
+        workspace=workspace,
+        alpha=alpha,
+        beta=beta,
         seed=seed,
         quick=quick,
         trust=trust,
-        recipe_values=read_recipe(Path(recipe)) if recipe else {},
+        recipe=recipe,
     )
     return _run(request, listener)
+
+
+def search_request(
+    budget: str | Budget,
+    *,
+    precision: Sequence[str] | None = None,
+    bounds: Bounds | None = None,
+    table: str | Path | None = None,
+    prior: str | Path | None = None,
+    workspace: str | Path = "studies",
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    recipe: str | Path | None = None,
+    **same: Any,
+) -> Request:
+    """Turn the arguments of `search` into a value.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+    return Request(
+        budget=_budget(budget),
+        precisions=tuple(precision) if precision else None,
+        bounds=bounds or Bounds(),
+        table=Path(table) if table else None,
+        prior=Path(prior) if prior else None,
+        workspace=Workspace(Path(workspace)),
+        score=Score(alpha, beta),
+        recipe_values=read_recipe(Path(recipe)) if recipe else {},
+        **same,
+    )
+
+
+def forecast(request: Request, listener: Listener | None = None) -> Forecast:
+    """Say what a search would do and take, from a few steps of each part; nothing is stored.
+
+    Args:
+        request: from `search_request` or `stored_request`.
+        listener: hears how it goes.
+
+    Raises:
+        As `nas.searcher.forecast.forecast`.
+    """
+    listener = listener or Silent()
+    with open_setting(request, listener) as setting:
+        return run_forecast(setting, listener)
 
 
 def resume(

@@ -1,18 +1,21 @@
 """The way into a data set: finds out what a path holds, reads it, and completes the three splits.
 
 A validation or test split that the files lack is drawn from the training images, and the report
-says so. What is damaged is left out and counted; only a split with nothing left is an error.
+says so. What is damaged is left out and counted; only a split with nothing left is an error. Of one
+or two images nothing can be held out: the same ones serve to compare candidates, and none to test.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nas.accuracy import coco, yolo
-from nas.accuracy.dataset import DataReport, Dataset, Split, SplitName
+from nas.accuracy.dataset import Annotations, DataReport, Dataset, Split, SplitName
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.accuracy.records import Source, check_images, make_split
 from nas.errors import DatasetError, nearest
@@ -23,7 +26,7 @@ DIGITS = "digits"
 """The name of the embedded data set, where a path is expected."""
 
 _HELD_OUT_SHARE = 0.15
-_FEWEST_IMAGES = 3
+_SHOWN = 5  # names in a note
 
 
 def load_dataset(
@@ -49,9 +52,10 @@ def load_dataset(
     for split in splits.values():
         _require_objects(split, report)
     _note_leaks(splits, report)
+    _note_absent_classes(splits, source.classes, report)
     name = path.stem if path.is_file() else path.resolve().name
     return Dataset(
-        name, source.classes, splits["train"], splits["validation"], splits["test"], report
+        name, source.classes, splits["train"], splits["validation"], splits.get("test"), report
     )
 
 
@@ -95,14 +99,10 @@ def _complete(
     train = splits["train"]
     if not missing:
         return splits
-    if len(train) < _FEWEST_IMAGES:
-        raise DatasetError(
-            f"Training needs at least {_FEWEST_IMAGES} images to draw other splits from, "
-            f"got {len(train)}.\n{report}",
-            "Add images or define the splits.",
-        )
-    order = np.random.default_rng(seed).permutation(len(train))
+    if sum(map(_has_objects, train.annotations)) <= len(missing):
+        return _with_repeated(splits, missing, report)
     size = max(1, round(len(train) * _HELD_OUT_SHARE))
+    order = _order(train, [size] * len(missing), seed)
     drawn = dict(splits)
     for number, name in enumerate(missing):
         drawn[name] = train.subset(name, sorted(order[number * size : (number + 1) * size]))
@@ -114,8 +114,47 @@ def _complete(
     return drawn
 
 
+def _order(train: Split, sizes: Sequence[int], seed: int) -> list[int]:
+    """Shuffle the images so that each part of these sizes, and the rest, has an object in it."""
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(train))]
+    starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+    parts = [range(a, b) for a, b in itertools.pairwise([*starts, len(order)])]
+    useful = [
+        [place for place in part if _has_objects(train.annotations[order[place]])] for part in parts
+    ]
+    for part, places in zip(parts, useful, strict=True):
+        if not places:  # exchange an image with the part that has most to give
+            giver = max(useful, key=len)
+            given = giver.pop()
+            order[part[0]], order[given] = order[given], order[part[0]]
+            places.append(part[0])
+    return order
+
+
+def _with_repeated(
+    splits: dict[SplitName, Split], missing: Sequence[SplitName], report: DataReport
+) -> dict[SplitName, Split]:
+    """Let the training images stand for validation where there are too few to hold any out."""
+    train = splits["train"]
+    useful = sum(map(_has_objects, train.annotations))
+    few = f"{len(train)} training images, {useful} with objects, are too few to hold any out"
+    if "validation" in missing:
+        splits = {**splits, "validation": train.subset("validation", range(len(train)))}
+        report.note(
+            f"No validation split, and {few}: candidates are compared on the images that they "
+            "learn from, so accuracy says nothing about other images."
+        )
+    if "test" in missing:
+        report.note(f"No test split, and {few}: nothing is scored on images never seen.")
+    return splits
+
+
+def _has_objects(objects: Annotations) -> bool:
+    return not objects.crowd.all()
+
+
 def _require_objects(split: Split, report: DataReport) -> None:
-    if not any(len(objects.select(~objects.crowd)) for objects in split.annotations):
+    if not any(map(_has_objects, split.annotations)):
         left = f"{len(split)} images, but no box" if len(split) else "no image"
         raise DatasetError(
             f"The {split.name} split has {left} that can be used.\n{report}",
@@ -129,3 +168,15 @@ def _note_leaks(splits: dict[SplitName, Split], report: DataReport) -> None:
     shared = sum(count > 1 for count in counts.values())
     if shared:
         report.note(f"{shared} images are in more than one split: accuracy will look too good.")
+
+
+def _note_absent_classes(
+    splits: dict[SplitName, Split], classes: tuple[str, ...], report: DataReport
+) -> None:
+    """Say which classes a split has no object of: it cannot say how well they are found."""
+    for split in splits.values():
+        labels = {int(label) for one in split.annotations for label in one.labels[~one.crowd]}
+        absent = [name for label, name in enumerate(classes) if label not in labels]
+        if absent and labels:
+            shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
+            report.note(f"The {split.name} split has no object of {len(absent)} classes: {shown}.")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from nas.cli.options import (
 )
 from nas.cli.retargeting import named_parent, print_difference, refuse_another_target, stated
 from nas.units import COCO_CLASSES, Budget
+
+if TYPE_CHECKING:
+    from nas.searcher.request import Request
 
 _AUTO = "auto"
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -147,6 +150,10 @@ def search(
         bool, typer.Option("--no-trust", help="Do not check the ranking at the end.")
     ] = False,
     recipe: RecipeFile = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, and time, memory and disk of it."),
+    ] = False,
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
@@ -197,6 +204,15 @@ def search(
         "trust": not no_trust,
         "recipe": recipe,
     }
+    if dry_run:
+        if resume or budget is None:
+            request = api.stored_request(study, storage, workspace)
+        else:
+            request = api.search_request(
+                str(budget), study=study, storage=storage, workspace=workspace, **asked
+            )
+        _print_forecast(request)
+        return
     options = repeated(storage, workspace)
     again = f"nas search --resume{f' --study {study}' if study else ''}{options}"
     with LiveProgress(out) as progress, _told_how_to_go_on(again):
@@ -496,6 +512,16 @@ def _subset(text: str | None) -> int | None:
         raise typer.BadParameter(
             f"a number of images or off, got {text!r}", param_hint="--subset"
         ) from error
+
+
+def _print_forecast(request: Request) -> None:
+    from nas import api
+    from nas.results.console import LiveProgress
+    from nas.results.forecast import forecast_table
+
+    with LiveProgress(out) as progress:
+        found = api.forecast(request, progress)
+    out.print(forecast_table(found))
 
 
 def _multiplier(text: str) -> float:

@@ -30,10 +30,11 @@ from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.judges import own_training
 from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
+from nas.searcher.room import require_room
 from nas.searcher.rungs import OwnTraining
 from nas.searcher.setting import Setting, installed_versions
 from nas.searcher.supernets import supernet_of, weights_of
-from nas.searcher.team import train_network
+from nas.searcher.team import planned_detector, train_network
 from nas.space.architecture import Architecture, Candidate
 
 __all__ = ["Delivered", "deliver", "train_alone"]
@@ -121,6 +122,7 @@ def train_alone(
     listener.stage("Train", recipe.iterations)
     checkpoint = folder / "training.checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
+    require_room(planned_detector(architecture, dataset, recipe), folder)
     train_network(detector, dataset.train, recipe, listener, checkpoint, teacher)
     splits = [dataset.validation, *([dataset.test] if dataset.test else [])]
     graph = bench.graph(detector, candidate)

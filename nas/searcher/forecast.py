@@ -77,7 +77,7 @@ def forecast(setting: Setting, listener: Listener) -> Forecast:
     if weights.exists():
         stages.append(Stage("Train the supernet", 0.0, "trained already"))
     else:
-        note = f"{recipe.iterations} steps of {recipe.batch_size} images"
+        note = f"{recipe.supernet_iterations} steps of {recipe.batch_size} images"
         stages.append(Stage("Train the supernet", training_seconds(planned), note))
     listener.stage("Try out the scoring", 0)
     stages.append(_scoring(setting))
@@ -93,7 +93,7 @@ def training_seconds(planned: Planned) -> float:
     share = planned.recipe.largest_only
     alone = _seconds_per_step(planned, planned.largest, largest_only=1.0) if share else 0.0
     usual = _seconds_per_step(planned, planned.usual, largest_only=0.0) if share < 1 else 0.0
-    return planned.recipe.iterations * (share * alone + (1 - share) * usual)
+    return (planned.iterations or planned.recipe.iterations) * (share * alone + (1 - share) * usual)
 
 
 def _seconds_per_step(planned: Planned, steps: Callable[..., object], **changes: float) -> float:

@@ -1,24 +1,30 @@
 """Whether a training fits: memory and disk that it will need, from steps that are really taken.
 
-The largest network is trained for a step on one image and on a few: what one more image takes, and
-so the whole batch, follows from the two peaks, before anything is large enough to be killed for it.
-The checkpoint of such a step is a file whose size is looked at. What images take, once they are
-resized, is known without trying.
+The largest network is trained for a step on one image and on a few, before anything is large enough
+to be killed for it. What one more image takes is the larger of two differences: of the peaks of the
+process, which hold everything, and of the tensors that wait for the backward pass, which no memory
+that the process has kept from before can hide. The whole batch follows from it. The checkpoint of
+such a step is a file whose size is looked at. What images take, once resized, needs no trying.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import math
 import resource
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.recipe import Recipe
@@ -51,6 +57,8 @@ class Planned:
         sizes: heights and widths of the images that its networks take.
         device: where it computes.
         processes: that share the batch on this machine.
+        iterations: steps in all; None takes the recipe's.
+        copies: of the weights, where input sizes go on apart in the end.
     """
 
     largest: Steps
@@ -60,13 +68,20 @@ class Planned:
     sizes: tuple[tuple[int, int], ...]
     device: torch.device
     processes: int = 1
+    iterations: int | None = None
+    copies: int = 1
 
     def probe(self, images: int, **changes: Any) -> tuple[Split, Recipe]:
-        """Return a few images, and the recipe for one step with all of them, with changes."""
+        """Return a few images, and the recipe for one step with all of them, with changes.
+
+        Nobody teaches in it: a teacher may have to be trained first.
+        """
         train = self.dataset.train
+        untaught = {name: getattr(Recipe(), name) for name in ("distillation", "pseudo_labels")}
+        untaught |= {"iterations": 1, "batch_size": images}
         return (
             train.subset("train", range(min(images, len(train)))),
-            dataclasses.replace(self.recipe, **{"iterations": 1, "batch_size": images, **changes}),
+            dataclasses.replace(self.recipe, **{**untaught, **changes}),
         )
 
 
@@ -147,34 +162,49 @@ def room_for(planned: Planned, folder: Path) -> Room:
     few = min(_FEW, max(part, 2))
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / "checkpoint"
-        one = _peak(planned, 1, path)
-        several = _peak(planned, few, path)
+        one, kept_of_one = _peak(planned, 1, path)
+        several, kept = _peak(planned, few, path)
         checkpoint = path.stat().st_size
-    each = max(several - one, 0) / (few - 1)
+    each = max(several - one, kept - kept_of_one) / (few - 1)
     held, resized = _resized(planned)
-    network = one + each * max(part - 1, 0)
+    # What a checkpoint holds is in memory, too: for each copy but the one that was tried.
+    network = several + each * max(part - few, 0) + (planned.copies - 1) * checkpoint
     needed = planned.processes * (round(network) + (held if planned.device.type == "cpu" else 0))
-    disk = _CHECKPOINTS * checkpoint + checkpoint + resized
+    disk = (_CHECKPOINTS + 1) * checkpoint * planned.copies + resized
     free = shutil.disk_usage(folder).free
     memory = Need(needed, _free_memory(planned.device))
     return Room(memory, Need(disk, free), checkpoint, resized)
 
 
-def _peak(planned: Planned, images: int, path: Path) -> int:
-    """Return the most bytes that the process held while it trained for one step."""
+def _peak(planned: Planned, images: int, path: Path) -> tuple[int, int]:
+    """Train for a step; return the most bytes that the process held, and those kept to go back."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
     split, recipe = planned.probe(images, accumulate=1, largest_only=1.0)
     path.unlink(missing_ok=True)
     _forget_peak(planned.device)
-    planned.largest(split, recipe, path, None)
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        planned.largest(split, recipe, path, None)
     if planned.device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved(planned.device))
-    return _own_memory("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = int(torch.cuda.max_memory_reserved(planned.device))
+    else:
+        peak = _own_memory("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak, sum(sizes.values())
 
 
 def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        # What was used before and is kept for later would hide what a small step takes.
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         (_PROC / "self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -574,6 +574,9 @@ def _create(storage: RDBStorage, name: str, fingerprint: Mapping[str, str]) -> o
     return study
 
 
+_MEANING = {"supernet": "supernet, and so the recipe and seed that train it"}
+
+
 def _check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
     theirs = study.user_attrs.get("fingerprint")
     if theirs is None or tuple(study.directions) != _DIRECTIONS:
@@ -584,7 +587,8 @@ def _check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> N
     for name in sorted({*theirs, *fingerprint}):
         if theirs.get(name) != fingerprint.get(name):
             raise StudyError(
-                f"All trials of a study must share their {name}: {study.study_name!r} has "
+                f"All trials of a study must share their {_MEANING.get(name, name)}: "
+                f"{study.study_name!r} has "
                 f"{theirs.get(name)!r}, and this search {fingerprint.get(name)!r}.",
                 "Give this search another name, or go back to what the study was made for.",
             )

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from nas.accuracy.dataset import Split
+from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.distributed import ALONE, Processes
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.teacher import Teacher
@@ -29,8 +29,19 @@ from nas.errors import NasError, StorageError, TrainingError
 from nas.latency.clock import Elapsed
 from nas.model.detector import Detector
 from nas.searcher.progress import Listener
+from nas.searcher.room import Hear, Planned
+from nas.space.architecture import Architecture
 
-__all__ = ["Due", "Part", "help_out", "joined", "own_part", "train_network", "train_together"]
+__all__ = [
+    "Due",
+    "Part",
+    "help_out",
+    "joined",
+    "own_part",
+    "planned_detector",
+    "train_network",
+    "train_together",
+]
 
 _T = TypeVar("_T")
 
@@ -164,6 +175,20 @@ def train_network(
     """
     training = partial(_trained, detector, split, recipe, checkpoint, teacher)
     return train_together(training, listener)
+
+
+def planned_detector(architecture: Architecture, dataset: Dataset, recipe: Recipe) -> Planned:
+    """Return the training of one detector, to find out what it will take."""
+    part = own_part()
+
+    def take(
+        split: Split, recipe: Recipe, checkpoint: Path | None, progress: Hear | None = None
+    ) -> None:
+        detector = Detector(architecture, seed=recipe.seed)
+        _trained(detector, split, recipe, checkpoint, None, Part(ALONE, part.device, progress))
+
+    sizes = (architecture.input,)
+    return Planned(take, take, dataset, recipe, sizes, part.device, part.processes.count)
 
 
 def _trained(

@@ -269,9 +269,41 @@ def test_load__split_without_any_image_is_fatal(layout: str, folder: str, shapes
         shapes(layout, spoil)
 
 
-def test_load__too_few_images_to_draw_splits_from(shapes: Load) -> None:
-    with pytest.raises(DatasetError, match="at least 3 images"):
-        shapes("yolo", train=2, val=0, test=0)
+@pytest.mark.parametrize("images", [1, 2])
+def test_load__too_few_images_to_hold_any_out(shapes: Load, images: int) -> None:
+    data = shapes("yolo", train=images, val=0, test=0)
+    assert data.test is None
+    assert len(data.train) == images
+    assert data.validation.contents == data.train.contents
+    assert "compared on the images that they learn from" in str(data.report)
+    assert "No test split, and" in str(data.report)
+
+
+def test_load__one_image_with_splits_of_its_own(shapes: Load) -> None:
+    data = shapes("yolo", train=1, val=1, test=0)
+    assert data.test is None
+    assert data.validation.contents != data.train.contents
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_load__drawn_splits_have_objects_where_few_images_do(
+    make_shapes: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    path = make_shapes(tmp_path / "shapes", "yolo", train=30, val=0, test=0)
+    for number in range(3, 30):
+        (path / f"labels/train/train_{number}.txt").write_text("")
+    data = load_dataset(path, tmp_path / "cache", seed)
+    assert data.test is not None
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [22, 4, 4]
+    assert len({*data.train.contents, *data.validation.contents, *data.test.contents}) == 30
+
+
+def test_load__classes_that_a_split_lacks_are_said(shapes: Load) -> None:
+    data = shapes("yolo", train=30, val=1, test=0)
+    held = {int(label) for label in data.validation.annotations[0].labels}
+    absent = [name for label, name in enumerate(data.classes) if label not in held]
+    note = f"The validation split has no object of {len(absent)} classes: {', '.join(absent)}."
+    assert note in str(data.report)
 
 
 def test_load__no_training_split(shapes: Load) -> None:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.accuracy.dataset import Dataset
+from nas.accuracy.digits import DigitsRecipe, digits_dataset
+from nas.accuracy.recipe import Recipe
+from nas.errors import InputError, StorageError
+from nas.model.detector import Detector
+from nas.searcher import room
+from nas.searcher.room import Need, Planned, require_room, room_for
+from nas.searcher.team import planned_detector
+from nas.space.architecture import Architecture
+from nas.space.space import load_space
+
+RECIPE = Recipe(iterations=10, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    recipe = DigitsRecipe(train=32, validation=8, test=8, size=64)
+    return digits_dataset(recipe, tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def architecture() -> Architecture:
+    space = load_space("digits")
+    return space.candidate(space.anchors["min"], 10).architecture
+
+
+@pytest.fixture
+def planned(dataset: Dataset, architecture: Architecture) -> Callable[..., Planned]:
+    torch.set_num_threads(1)
+
+    def plan(recipe: Recipe = RECIPE, side: int = 64) -> Planned:
+        return planned_detector(architecture.at_input((side, side)), dataset, recipe)
+
+    return plan
+
+
+def test_room__disk_is_that_of_real_checkpoints(
+    planned: Callable[..., Planned], architecture: Architecture, tmp_path: Path
+) -> None:
+    found = room_for(planned(), tmp_path)
+    weights = 4 * sum(p.numel() for p in Detector(architecture).parameters())
+    assert 4 * weights < found.checkpoint < 4.5 * weights  # weights, their average, two moments
+    assert found.disk.needed == 3 * found.checkpoint
+    assert found.resized == 0
+    assert found.memory.is_met
+    assert found.disk.is_met
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room__memory_follows_the_batch_and_its_parts(
+    planned: Callable[..., Planned], tmp_path: Path
+) -> None:
+    few, many, parts = (
+        room_for(planned(Recipe(batch_size=size, accumulate=accumulate), side=160), tmp_path)
+        for size, accumulate in [(4, 1), (16, 1), (16, 4)]
+    )
+    # The peak of a real step with the whole batch, beyond that with a few images.
+    plan = planned(side=160)
+    small, large = (room._peak(plan, images, tmp_path / "at")[0] for images in (4, 16))
+    taken = large - small
+    assert 0.5 * taken < many.memory.needed - few.memory.needed < 2 * taken
+    assert parts.memory.needed - few.memory.needed < 0.3 * taken
+
+
+def test_require_room__memory_that_no_machine_has(
+    planned: Callable[..., Planned], tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=10_000_000)
+    with pytest.raises(InputError, match=r"must fit into memory: it takes .* GiB of .* free") as at:
+        require_room(planned(recipe, side=128), tmp_path)
+    assert "batches of 10000000 images at up to 128 x 128" in at.value.message
+    assert "accumulate" in at.value.remedy
+
+
+def test_require_room__disk_that_no_machine_has(
+    planned: Callable[..., Planned], tmp_path: Path
+) -> None:
+    vast = dataclasses.replace(planned(), sizes=((64, 64), (2_000_000, 2_000_000)))
+    with pytest.raises(StorageError, match="must fit on the disk") as error:
+        require_room(vast, tmp_path)
+    assert "workspace" in error.value.remedy
+
+
+def test_room__several_processes_need_as_much_each(
+    planned: Callable[..., Planned], tmp_path: Path
+) -> None:
+    one = room_for(planned(), tmp_path)
+    two = room_for(dataclasses.replace(planned(), processes=2), tmp_path)
+    assert two.memory.needed > 1.5 * one.memory.needed
+
+
+def test_need__unknown_is_no_reason_to_refuse() -> None:
+    assert Need(10, None).is_met
+    assert not Need(10, 9).is_met
+    assert str(Need(1536, None)) == "1.5 KiB of unknown free"
