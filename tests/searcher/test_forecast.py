@@ -60,7 +60,8 @@ def test_forecast__says_what_will_be_done_and_stores_nothing(space: str, tmp_pat
         "Fine-tune one network",
     ]
     assert all(stage.seconds > 0 for stage in found.stages)
-    assert "120 steps of 8 images" in found.stages[1].note
+    steps = request.recipe().supernet_iterations
+    assert f"{steps} steps of 8 images" in found.stages[1].note
     assert "8 candidates" in found.stages[2].note
     assert found.room.memory.is_met
     assert list((tmp_path / "cache" / "supernets").iterdir()) == []
