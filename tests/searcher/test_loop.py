@@ -16,6 +16,7 @@ from nas.latency.clock import ClockSettings
 from nas.latency.meter import LatencyMeter
 from nas.latency.oracle import MeasuringOracle
 from nas.model.supernet import Supernet
+from nas.searcher.bounds import Bounds, figures_of
 from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.loop import search
 from nas.searcher.progress import Silent, Status
@@ -191,3 +192,16 @@ def test_search__by_training_promotes_a_third_and_survives_a_stop(
     states = {trial.number: trial.state.name for trial in trials}
     assert {states[number] for number in scored["trial"]} == {"COMPLETE"}
     assert {states[number] for number in result.stopped["trial"]} == {"PRUNED"}
+
+
+def test_search__our_sampler_proposes_nothing_over_an_exact_bound(setting: Setting) -> None:
+    """`min` and `max` are tried in any case, and only one of them keeps it."""
+    ends = [setting.candidate(setting.space.anchors[name]) for name in ("min", "max")]
+    least, most = (figures_of(one)["parameters"] for one in ends)
+    bounds = Bounds(parameters=least + 0.3 * (most - least))
+    request = dataclasses.replace(setting.request, sampler="autonac", bounds=bounds)
+    result = search(dataclasses.replace(setting, request=request), Silent())
+    states = result.evaluations.sort_values("trial")["state"].tolist()
+    assert states.count("infeasible") == 1
+    assert states.index("infeasible") < 2
+    assert len(result.scored) == 5
