@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         search,
         trust,
     )
+    from nas.searcher.request import Confirmation
     from nas.space.architecture import Architecture
 
 __all__ = [
     "Architecture",
     "Budget",
+    "Confirmation",
     "Found",
     "NasError",
     "ablate",
@@ -43,6 +45,7 @@ __all__ = [
 
 _LAZY = {
     "Architecture": "nas.space.architecture",
+    "Confirmation": "nas.searcher.request",
     "Found": "nas.api",
     "ablate": "nas.api",
     "describe": "nas.api",

@@ -36,8 +36,10 @@ from nas.results.delivery import Delivered, deliver, train_alone
 from nas.results.explanation import Explanation
 from nas.results.fronts import FrontDifference, side_of
 from nas.results.trust import checked, write_trust
+from nas.results.worth import KIND, Worth
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
+from nas.searcher.baselines import check_named
 from nas.searcher.bounds import Bounds
 from nas.searcher.database import Database
 from nas.searcher.forecast import Forecast
@@ -53,7 +55,14 @@ from nas.searcher.measuring import (
 )
 from nas.searcher.profiling import ProfileRequest, profile_space
 from nas.searcher.progress import Listener, Silent
-from nas.searcher.request import AccuracyMode, LatencyMode, Request, Workspace, training_recipe
+from nas.searcher.request import (
+    AccuracyMode,
+    Confirmation,
+    LatencyMode,
+    Request,
+    Workspace,
+    training_recipe,
+)
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.retarget import find_search, retargeted
 from nas.searcher.score import Score
@@ -91,6 +100,7 @@ __all__ = [
     "stored_request",
     "train",
     "trust",
+    "worth",
 ]
 
 
@@ -149,6 +159,7 @@ def search(
     quick: bool = False,
     trust: bool = True,
     recipe: str | Path | None = None,
+    confirmation: Confirmation | None = None,
     listener: Listener | None = None,
 ) -> Found:
     """Search for the most accurate detector within a latency budget, and deliver it.
@@ -181,6 +192,7 @@ def search(
         quick: a small recipe, to try things out.
         trust: check the ranking at the end, by a few networks that are trained on their own.
         recipe: YAML file of the fields in which the training differs from the usual one.
+        confirmation: how many candidates are fine-tuned, how often, and beside what.
         listener: hears how it goes.
 
     Returns:
@@ -213,6 +225,7 @@ def search(
         quick=quick,
         trust=trust,
         recipe=recipe,
+        confirmation=confirmation or Confirmation(),
     )
     return _run(request, listener)
 
@@ -269,6 +282,7 @@ def resume(
     budget: str | Budget | None = None,
     evaluations: int | None = None,
     trust: bool | None = None,
+    confirmation: Confirmation | None = None,
     storage: str | None = None,
     workspace: str | Path = "studies",
     listener: Listener | None = None,
@@ -280,6 +294,7 @@ def resume(
         budget: another bound than then.
         evaluations: another number than then.
         trust: check the ranking, or do not; as then if None.
+        confirmation: other candidates, seeds or rivals than then.
         storage: as in `search`.
         workspace: as in `search`.
         listener: hears how it goes.
@@ -296,6 +311,8 @@ def resume(
         request = dataclasses.replace(request, evaluations=evaluations)
     if trust is not None:
         request = dataclasses.replace(request, trust=trust)
+    if confirmation is not None:
+        request = dataclasses.replace(request, confirmation=confirmation)
     return _run(request, listener)
 
 
@@ -438,6 +455,22 @@ def trust(
         found = check_trust(setting, result, effort or Effort(), listener)
     write_trust(found, request.workspace.bundle(result.study))
     return found
+
+
+def worth(request: Request) -> Worth:
+    """Read what a stored study was worth beside plain choices; nothing is trained or measured.
+
+    Raises:
+        StudyError: its winner was not compared with anything yet.
+    """
+    with Database(request.url) as database:
+        stored = database.find_report(str(request.study), KIND)
+    if stored is None:
+        raise StudyError(
+            f"The winner of the study {request.study!r} was not compared with anything yet.",
+            f"Run: nas search --resume --study {request.study}.",
+        )
+    return Worth.from_dict(stored)
 
 
 def export(request: Request, listener: Listener, trial: int | None = None) -> Delivered:
@@ -686,6 +719,7 @@ def _load(database: Database, request: Request) -> StudyResult:
 def _run(request: Request, listener: Listener | None) -> Found:
     listener = listener or Silent()
     with open_setting(request, listener) as setting:
+        check_named(setting)
         result = checked(setting, run_search(setting, listener), listener)
         return Found(result, deliver(setting, result, listener), request)
 

@@ -60,6 +60,9 @@ def test_spaces__lists_what_ships_with_its_size(run: Run) -> None:
         (["--budget", "1ms", "--max-params", "many"], ["'many'", "5M"]),
         (["--budget", "1ms", "--max-macs", "0"], ["macs", "positive"]),
         (["--budget", "1ms", "--lambda", "-1"], ["lambda", "-1"]),
+        (["--budget", "1ms", "--confirm", "0"], ["at least 1 candidate", "0"]),
+        (["--budget", "1ms", "--jobs", "0"], ["at least 1 job", "0"]),
+        (["--budget", "1ms", "--against", "digits:mini"], ["'mini'", "'min'"]),
         (["--budget", "1ms", "--data", "nowhere"], ["nowhere", "does not exist"]),
         (["--budget", "1ms", "--storage", "mysqlite:///x"], ["mysqlite"]),
         (["--budget", "1ms", "--storage", "sqlite:////proc/no/x.db"], ["/proc/no"]),
@@ -329,7 +332,7 @@ def test_ablate__says_rule_value_and_remedy(
         assert word in text
 
 
-@pytest.mark.parametrize("command", ["front", "explain", "export"])
+@pytest.mark.parametrize("command", ["front", "explain", "export", "worth"])
 def test_stored__no_study_yet(run: Run, command: str) -> None:
     code, text = run(command)
     assert code == 1
@@ -339,11 +342,12 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
 FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
     "--max-params --max-macs --max-size --max-memory --sampler --evaluations --accuracy --subset "
-    "--study --as --resume --lambda --alpha --seed --quick --recipe --no-trust --storage "
-    "--workspace",
+    "--study --as --resume --lambda --alpha --seed --quick --recipe --no-trust --confirm "
+    "--confirm-seeds --baselines --against --jobs --storage --workspace",
     "front": "--study --lambda --budget --against --storage --workspace",
     "explain": "--study --output --storage --workspace",
     "trust": "--study --landmarks --seeds --iterations --jobs --threshold --storage --workspace",
+    "worth": "--study --storage --workspace",
     "export": "--study --trial --format --output --classes --storage --workspace",
     "describe": "--classes --svg --json --workspace",
     "ablate": "--space --vary --recipe --switch --against --seeds --iterations --data --hardware "

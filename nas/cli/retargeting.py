@@ -17,6 +17,7 @@ __all__ = ["named_parent", "print_difference", "refuse_another_target", "stated"
 _FIELDS = {
     "lambda_": "beta",
     "no_trust": "trust",
+    **dict.fromkeys(("confirm", "confirm_seeds", "baselines", "against", "jobs"), "confirmation"),
     **dict.fromkeys(("max_params", "max_macs", "max_size", "max_memory"), "bounds"),
 }
 

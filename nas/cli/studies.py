@@ -58,6 +58,14 @@ class _Latency(StrEnum):
     measured = "measured"
 
 
+class _Baselines(StrEnum):
+    """What a winner is compared with."""
+
+    cheap = "cheap"
+    all = "all"
+    none = "none"
+
+
 @app.command()
 def search(
     ctx: typer.Context,
@@ -150,6 +158,24 @@ def search(
         bool, typer.Option("--no-trust", help="Do not check the ranking at the end.")
     ] = False,
     recipe: RecipeFile = None,
+    confirm: Annotated[
+        int, typer.Option(help="Candidates of the front to fine-tune; 1 is the winner alone.")
+    ] = 3,
+    confirm_seeds: Annotated[
+        int | None, typer.Option(help="Fine-tunings of each network.", show_default="3, quick: 1")
+    ] = None,
+    baselines: Annotated[
+        _Baselines,
+        typer.Option(help="What to compare with: plain rules, random search as well, or nothing."),
+    ] = _Baselines.cheap,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="A network to compare with: anchor, space:anchor or file; repeatable."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Fine-tunings side by side.", show_default="one per core, at most 4"),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done, and time, memory and disk of it."),
@@ -172,9 +198,10 @@ def search(
         stopped_line,
     )
     from nas.results.trust import trust_line
+    from nas.results.worth import worth_table
     from nas.searcher.bounds import Bounds
     from nas.searcher.connection import masked, parse_url
-    from nas.searcher.request import Workspace
+    from nas.searcher.request import Confirmation, Workspace
 
     stored = as_ or (study and api.is_stored(study, storage=storage, workspace=workspace))
     if resume:
@@ -203,6 +230,13 @@ def search(
         "quick": quick,
         "trust": not no_trust,
         "recipe": recipe,
+        "confirmation": Confirmation(
+            candidates=confirm,
+            seeds=confirm_seeds,
+            baselines=baselines.value,
+            against=tuple(against or ()),
+            jobs=jobs,
+        ),
     }
     if dry_run:
         if resume or budget is None:
@@ -222,6 +256,7 @@ def search(
                 budget=budget,
                 evaluations=evaluations,
                 trust=False if no_trust else None,
+                confirmation=asked["confirmation"] if "confirmation" in stated(ctx) else None,
                 storage=storage,
                 workspace=workspace,
                 listener=progress,
@@ -254,6 +289,8 @@ def search(
     if lambda_ == _AUTO:
         out.print(exchange_line(result), highlight=False)
     out.print(delivered_panel(found.delivered))
+    if found.delivered.bundle.worth is not None:
+        out.print(worth_table(found.delivered.bundle.worth))
     url = storage or Workspace(workspace).database_url
     if found.request.parent:
         print_difference(found.study, found.request.parent.study, storage, workspace)
@@ -356,6 +393,25 @@ def trust(
         found = api.trust(request, effort, progress)
     out.print(trust_tables(found))
     out.print(f"Written: {request.workspace.bundle(found.study)}/: trust.html, trust.csv")
+
+
+@app.command()
+def worth(
+    study: StudyName = None,
+    storage: Storage = None,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Say whether a stored search was worth it: its winner beside plain choices, and the cost."""
+    from nas import api
+    from nas.results.worth import worth_table, write_worth
+
+    request = api.stored_request(study, storage, workspace)
+    found = api.worth(request)
+    out.print(worth_table(found))
+    for rival in found.rivals:
+        out.print(rival.sentence, highlight=False)
+    for path in write_worth(found, request.workspace.bundle(found.study)):
+        out.print(f"Written: {path}")
 
 
 @app.command()

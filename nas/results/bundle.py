@@ -21,6 +21,7 @@ from nas.errors import StorageError
 from nas.files import replace
 from nas.latency.latency import Latency
 from nas.model.detector import Detector, profile, suppression
+from nas.results.worth import Worth, worth_section
 from nas.space.architecture import Candidate
 from nas.units import percent
 
@@ -76,8 +77,8 @@ class Provenance:
 class Bundle:
     """A trained candidate with what was measured on the very ONNX graph that is delivered.
 
-    Its own engine gave the last of the accuracies, and perhaps the one before. `trust` is what is
-    known about the ranking that chose it, as `StudyResult.trust` has it.
+    Its own engine gave the accuracies. `worth` compares it with what needs no search, and `trust`
+    is what is known about the ranking that chose it, as `StudyResult.trust` has it.
     """
 
     candidate: Candidate
@@ -87,6 +88,7 @@ class Bundle:
     accuracies: tuple[Accuracy, ...]
     provenance: Provenance
     trust: Mapping[str, Any] | None = None
+    worth: Worth | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return everything known, as plain data for YAML."""
@@ -101,6 +103,7 @@ class Bundle:
             "latency": self.latency.as_dict(),
             "accuracy": [accuracy.as_dict() for accuracy in self.accuracies],
             "ranking": dict(self.trust["verdict"]) if self.trust else None,
+            **({"worth": self.worth.as_dict()} if self.worth else {}),
             "provenance": {
                 **vars(self.provenance),
                 "classes": list(self.provenance.classes),
@@ -161,8 +164,9 @@ From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none
 | seed | {provenance.seed} |
 
 Accuracy is COCO mAP in 0..1. The validation split chose this network among many, so its figure
-flatters; the test split was used for this network alone.
+flatters; the test split chose nothing, and was used once for each trained network.
 {_ranking(bundle)}
+{worth_section(bundle.worth) if bundle.worth else ""}
 ## Input and outputs of `model.onnx`
 
 {_OUTPUTS.format(height=height, width=width, anchors=anchors, classes=architecture.classes)}\

@@ -259,6 +259,7 @@ def next_commands(study: str, folder: Path, options: str) -> str:
         f"  nas front --study {study}{options}\n"
         f"  nas explain --study {study}{options}\n"
         f"  nas trust --study {study}{options}\n"
+        f"  nas worth --study {study}{options}\n"
         f"  nas export --study {study} --trial N{options}\n"
         f"  nas dashboard{options}"
     )

@@ -1,4 +1,4 @@
-"""One training on its own: from scratch, scored on its engine; here or in a process.
+"""One training of a network, scored on its engine; here or in a process.
 
 Trainings are single-threaded, so two of them side by side finish twice as many on two cores. The
 processes hear of an interruption from their parent alone: they finish their step, write their
@@ -18,11 +18,12 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save
 
 from nas import plugins
 from nas.accuracy.bootstrap import resampled_map
-from nas.accuracy.dataset import Dataset
-from nas.accuracy.evaluate import Accuracy
+from nas.accuracy.dataset import Dataset, write_atomically
+from nas.accuracy.evaluate import Accuracy, Weights
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, train_detector
@@ -36,7 +37,7 @@ from nas.searcher.memory import PeakMemory
 from nas.searcher.team import Due
 from nas.space.architecture import Candidate
 
-__all__ = ["Job", "Outcome", "run_jobs", "train_and_score"]
+__all__ = ["Job", "Outcome", "run_jobs", "train_and_score", "write_weights"]
 
 _POLL_S = 0.5
 
@@ -51,10 +52,12 @@ class Job:
     Attributes:
         name: for a person.
         candidate: network and precision of the engine.
-        recipe: how; its seed also decides the first weights.
+        recipe: how; its seed also decides the first weights, where nothing else does.
         runtime: name of the runtime that builds the engine, or of the one that computes graphs.
         checkpoint: written while training, read if it exists; the caller deletes it.
         teacher: folder or file of a trained network, if the recipe needs one.
+        start: safetensors file of the first weights and statistics; from scratch if None.
+        keep: where the trained weights are written; nowhere if None.
     """
 
     name: str
@@ -63,6 +66,13 @@ class Job:
     runtime: str
     checkpoint: Path
     teacher: Path | None = None
+    start: Path | None = None
+    keep: Path | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """Where the weights come from, as accuracies say it."""
+        return "trained" if self.start is None else "fine-tuned"
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Outcome:
 
 
 def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]) -> Outcome:
-    """Train from scratch, or from the checkpoint, and score the engine.
+    """Train from the first weights, or from the checkpoint, and score the engine.
 
     Args:
         job: what to train.
@@ -110,6 +120,8 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
     if job.teacher is not None:
         teacher = Teacher.load(job.teacher, dataset.train, len(dataset.classes))
     detector = Detector(architecture, seed=job.recipe.seed)
+    if job.start is not None:
+        detector.load_state_dict(load_file(job.start))
     result = train_detector(
         detector,
         dataset.train,
@@ -120,10 +132,12 @@ def train_and_score(job: Job, dataset: Dataset, hear: Callable[[Progress], None]
         due=Due(),
     )
     cpu_s, peak_bytes = training.cpu_s, memory.bytes
+    if job.keep is not None:
+        write_weights(detector, job.keep)
     runtime = _runtime(job.runtime)
     graph = trained_graph(detector, job.candidate, dataset.train)
     accuracy, detections = score_engine(
-        graph, job.candidate, runtime, dataset.validation, weights="trained"
+        graph, job.candidate, runtime, dataset.validation, weights=job.weights
     )
     # Equal draws for every training, so that their differences are paired.
     resampled = resampled_map(detections, dataset.validation.annotations, seed=0)
@@ -144,6 +158,16 @@ def _runtime(name: str) -> Runtime:
         return LiteralRuntime()
     runtime: Runtime = plugins.load("runtimes", name)()
     return runtime
+
+
+def write_weights(detector: Detector, path: Path) -> None:
+    """Write weights and statistics, whole or not at all, for `Job.start` of another training.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    content = save({name: one.contiguous() for name, one in detector.state_dict().items()})
+    write_atomically(path, lambda file: file.write(content))
 
 
 def run_jobs(

@@ -8,6 +8,7 @@ there will be. Latencies are not in it: measuring them is part of the search.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nas.model.supernet import recalibrate
 from nas.searcher.engines import score_engine, trained_graph
 from nas.searcher.inherited import recalibration_images
 from nas.searcher.progress import Listener
+from nas.searcher.request import Request
 from nas.searcher.room import Planned, Room, room_for
 from nas.searcher.setting import Setting
 from nas.searcher.supernets import planned_supernet, weights_of
@@ -81,11 +83,19 @@ def forecast(setting: Setting, listener: Listener) -> Forecast:
         stages.append(Stage("Train the supernet", training_seconds(planned), note))
     listener.stage("Try out the scoring", 0)
     stages.append(_scoring(setting))
-    tuning = recipe.fine_tuning()
-    step = _seconds_per_step(planned, planned.largest, largest_only=1.0)
-    note = f"{tuning.iterations} steps; of the largest network, others take less"
-    stages.append(Stage("Fine-tune one network", step * tuning.iterations, note))
+    stages.append(_confirming(request, planned))
     return Forecast(tuple(stages), room)
+
+
+def _confirming(request: Request, planned: Planned) -> Stage:
+    """Train the largest network a few steps: what is confirmed and compared is smaller."""
+    steps = request.recipe().fine_tuning().iterations
+    networks = request.confirmation.networks
+    trainings, workers = networks * len(request.fine_tunings), request.workers
+    step = _seconds_per_step(planned, planned.largest, largest_only=1.0)
+    note = f"at most {networks}, {trainings} times {steps} steps, {workers} side by side"
+    seconds = step * steps * math.ceil(trainings / workers)
+    return Stage("Fine-tune networks", seconds, note)
 
 
 def training_seconds(planned: Planned) -> float:

@@ -24,6 +24,7 @@ from nas.errors import EngineError, ExportError, MeasurementError, StudyError, T
 from nas.latency.clock import Elapsed
 from nas.latency.latency import Latency
 from nas.searcher.autonac import AutoNACSampler
+from nas.searcher.costs import charged
 from nas.searcher.database import State
 from nas.searcher.estimate import Estimate
 from nas.searcher.judges import Judge, open_judge
@@ -96,18 +97,20 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
         ) as study,
         setting.database.recorded(name, **setting.run_values()),
     ):
-        check_budget(setting, listener, [one.point for one in inherited if one.on_front])
+        with charged(setting.database, name):
+            check_budget(setting, listener, [one.point for one in inherited if one.on_front])
         judge = open_judge(setting, listener)
-        _readmit(setting, study, judge, listener)
-        if request.parent:
-            setting = _look_at_known(setting, study, judge, inherited, listener)
-            sampler = _sampler(setting, sampler_seed)  # it is known now how far the search goes
-            if not isinstance(sampler, str):
-                study.optuna_study.sampler = sampler
-        for point in setting.space.anchors.values():
-            study.enqueue(point)
-        listener.stage("Search", setting.request.wanted)
-        _Loop(setting, study, judge, listener).run()
+        with charged(setting.database, name):
+            _readmit(setting, study, judge, listener)
+            if request.parent:
+                setting = _look_at_known(setting, study, judge, inherited, listener)
+                sampler = _sampler(setting, sampler_seed)  # it is known now how far the search goes
+                if not isinstance(sampler, str):
+                    study.optuna_study.sampler = sampler
+            for point in setting.space.anchors.values():
+                study.enqueue(point)
+            listener.stage("Search", setting.request.wanted)
+            _Loop(setting, study, judge, listener).run()
     result = StudyResult.load(setting.database, name, request.budget, request.score)
     counts = result.evaluations["latency_source"].value_counts()
     sources = ", ".join(f"{count} {source}" for source, count in counts.items())

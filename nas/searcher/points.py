@@ -17,7 +17,7 @@ from optuna.trial import BaseTrial, FixedTrial
 from nas.errors import StudyError
 from nas.space.space import Label, Point
 
-__all__ = ["Parameters", "decode", "encode", "suggest"]
+__all__ = ["Parameters", "decode", "encode", "is_ordered", "suggest"]
 
 Parameters = Mapping[str, Sequence[Label]]
 """Choice -> its labels, from small to large."""
@@ -47,7 +47,7 @@ def encode(choices: Point, parameters: Parameters) -> dict[str, Label]:
         index = labels.index(choices[name])
         if len(labels) == 1:
             continue
-        if _is_ordered(labels) and not _step(labels):
+        if is_ordered(labels) and not _step(labels):
             encoded[_index_name(name)] = index
         else:
             encoded[name] = labels[index]
@@ -64,7 +64,7 @@ def _suggest(trial: BaseTrial, name: str, labels: Sequence[Label]) -> Label:
         return labels[0]
     if step := _step(labels):
         return trial.suggest_int(name, int(labels[0]), int(labels[-1]), step=step)
-    if _is_ordered(labels):
+    if is_ordered(labels):
         return labels[trial.suggest_int(_index_name(name), 0, len(labels) - 1)]
     return cast("Label", trial.suggest_categorical(name, list(labels)))
 
@@ -73,7 +73,8 @@ def _index_name(name: str) -> str:
     return f"{name} (index)"
 
 
-def _is_ordered(labels: Sequence[Label]) -> bool:
+def is_ordered(labels: Sequence[Label]) -> bool:
+    """Whether labels are increasing numbers: sizes, rather than kinds."""
     numbers = [label for label in labels if isinstance(label, int | float)]
     if len(numbers) < len(labels) or any(isinstance(label, bool) for label in labels):
         return False
@@ -82,7 +83,7 @@ def _is_ordered(labels: Sequence[Label]) -> bool:
 
 def _step(labels: Sequence[Label]) -> int:
     """The distance between neighbours if they are evenly spaced integers, or else 0."""
-    if not _is_ordered(labels) or not all(isinstance(label, int) for label in labels):
+    if not is_ordered(labels) or not all(isinstance(label, int) for label in labels):
         return 0
     steps = {int(high) - int(low) for low, high in itertools.pairwise(labels)}
     return steps.pop() if len(steps) == 1 else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,16 @@ from nas.searcher.estimate import SMALLEST_SUBSET
 from nas.searcher.score import Score
 from nas.units import Budget
 
-__all__ = ["AccuracyMode", "LatencyMode", "Parent", "Request", "Workspace", "training_recipe"]
+__all__ = [
+    "AccuracyMode",
+    "Baselines",
+    "Confirmation",
+    "LatencyMode",
+    "Parent",
+    "Request",
+    "Workspace",
+    "training_recipe",
+]
 
 AccuracyMode = Literal["supernet", "training"]
 """By weights that all candidates share, or by a training of each on its own."""
@@ -26,8 +36,14 @@ AccuracyMode = Literal["supernet", "training"]
 LatencyMode = Literal["auto", "measured"]
 """As sure as a decision needs, or measured on the device without exception."""
 
+Baselines = Literal["cheap", "all", "none"]
+"""What a winner is compared with: plain rules, these and a random search, or nothing."""
+
 DEFAULT_WORKSPACE = Path("studies")
 _EVALUATIONS, _QUICK_EVALUATIONS = 60, 8
+_SEEDS, _QUICK_SEEDS = 3, 1
+_RULES: Mapping[Baselines, int] = {"cheap": 3, "all": 4, "none": 0}
+_MOST_JOBS = 4  # each holds the data and a network in memory
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,52 @@ class Parent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """How winners are confirmed before they are delivered.
+
+    Attributes:
+        candidates: of the front that are fine-tuned; 1 takes the winner by search score.
+        seeds: fine-tunings of each network; None takes 3, or 1 if the search is quick or trains
+            every candidate on its own.
+        baselines: what the winner is compared with.
+        against: further networks to compare it with: files, `space:anchor` or anchors.
+        jobs: processes that fine-tune side by side; None takes one per core, at most 4, and 1 if
+            the search is quick.
+    """
+
+    candidates: int = 3
+    seeds: int | None = None
+    baselines: Baselines = "cheap"
+    against: tuple[str, ...] = ()
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (
+            ("candidate", self.candidates),
+            ("seed", self.seeds),
+            ("job", self.jobs),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"A confirmation needs at least 1 {what}, got {value}.")
+        if self.baselines not in get_args(Baselines):
+            raise UnknownNameError.of("set of baselines", self.baselines, get_args(Baselines))
+
+    @property
+    def networks(self) -> int:
+        """The most networks that are fine-tuned: several may be one."""
+        return self.candidates + _RULES[self.baselines] + len(self.against)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**dataclasses.asdict(self), "against": list(self.against)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Confirmation:
+        """Read what `as_dict` returned."""
+        return cls(**{**values, "against": tuple(values.get("against", ()))})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """A search, as the command line or Python asks for it.
 
@@ -114,6 +176,7 @@ class Request:
         parent: the study that this one re-targets, if it does.
         trust: check the ranking at the end, by a few networks that are trained on their own.
         recipe_values: field of the recipe -> value, as a recipe file names them.
+        confirmation: how the winner is confirmed before it is delivered.
     """
 
     hardware: str = "cpu"
@@ -139,6 +202,7 @@ class Request:
     parent: Parent | None = None
     trust: bool = True
     recipe_values: Mapping[str, Value] = field(default_factory=dict)
+    confirmation: Confirmation = field(default_factory=Confirmation)
 
     def __post_init__(self) -> None:
         if self.evaluations is not None and self.evaluations < 1:
@@ -160,6 +224,19 @@ class Request:
     def wanted(self) -> int:
         """Accuracy evaluations that the study shall have in the end."""
         return self.evaluations or (_QUICK_EVALUATIONS if self.quick else _EVALUATIONS)
+
+    @property
+    def fine_tunings(self) -> range:
+        """The seeds with which each network is fine-tuned."""
+        few = self.quick or self.accuracy == "training"  # whole trainings then, not short ones
+        usual = _QUICK_SEEDS if few else _SEEDS
+        return range(self.seed, self.seed + (self.confirmation.seeds or usual))
+
+    @property
+    def workers(self) -> int:
+        """Processes that fine-tune side by side; to start one takes longer than a quick one."""
+        usual = 1 if self.quick else min(len(os.sched_getaffinity(0)), _MOST_JOBS)
+        return self.confirmation.jobs or usual
 
     @property
     def url(self) -> str:
@@ -195,6 +272,7 @@ class Request:
             "parent": dataclasses.asdict(self.parent) if self.parent else None,
             "trust": self.trust,
             "recipe": dict(self.recipe_values),
+            "confirmation": self.confirmation.as_dict(),
         }
 
     @classmethod
@@ -208,6 +286,7 @@ class Request:
         return cls(
             budget=Budget(values.pop("budget_ms")),
             bounds=Bounds(**values.pop("bounds", {})),
+            confirmation=Confirmation.from_dict(values.pop("confirmation", {})),
             score=Score(values.pop("alpha"), values.pop("beta")),
             precisions=tuple(named["precisions"]) if named["precisions"] else None,
             table=Path(named["table"]) if named["table"] else None,

@@ -6,7 +6,8 @@ A re-targeted study has its parent's, whatever precisions its own space is in: w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from nas.accuracy.sampling import Draws, Sample
 from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, train_supernet
 from nas.errors import StudyError
+from nas.files import write_text
+from nas.latency.clock import Elapsed
 from nas.model.detector import profile
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Listener
@@ -39,6 +42,7 @@ __all__ = [
     "supernet_of",
     "train_afresh",
     "trained_supernet",
+    "training_seconds",
     "weights_of",
 ]
 
@@ -135,7 +139,8 @@ def trained_supernet(
     training = partial(
         train_afresh, space, classes, dataset.train, recipe, checkpoint, teacher=teacher
     )
-    supernet = train_together(training, listener)
+    with _charged(_cost_path(path)):
+        supernet = train_together(training, listener)
     supernet.save(path)
     for written in (checkpoint, _of_last_stage(checkpoint)):
         written.unlink(missing_ok=True)
@@ -243,3 +248,24 @@ def _train(
         due=part.due,
         processes=part.processes,
     )
+
+
+def training_seconds(workspace: Workspace, digest: str) -> float | None:
+    """Return the wall seconds that a supernet's training took; None if nobody wrote them down."""
+    path = _cost_path(workspace.supernet(digest))
+    return float(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _cost_path(supernet: Path) -> Path:
+    return supernet.with_suffix(".seconds")
+
+
+@contextmanager
+def _charged(path: Path) -> Iterator[None]:
+    """Add the wall seconds of the block to a file: a training may be continued several times."""
+    elapsed = Elapsed()
+    try:
+        yield
+    finally:
+        before = float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+        write_text(path, f"{before + elapsed.wall_s:.3f}\n")

@@ -57,7 +57,7 @@ def test_forecast__says_what_will_be_done_and_stores_nothing(space: str, tmp_pat
         "Resize the images",
         "Train the supernet",
         "Score candidates",
-        "Fine-tune one network",
+        "Fine-tune networks",
     ]
     assert all(stage.seconds > 0 for stage in found.stages)
     steps = request.recipe().supernet_iterations

@@ -1,0 +1,353 @@
+"""The winner is confirmed: fine-tuned, rebuilt, measured again, and compared with plain choices.
+
+    front -> rebuilt and measured: keeps the budget? -> fine-tuned with several seeds
+          -> the best on validation -> its trained engine rebuilt and measured: keeps the budget?
+          -> test split, once -> beside the rivals, which went the same way
+
+A candidate whose fresh builds may break the budget gives its place to the next one of the front,
+before training is spent on it and again afterwards. Of the winner's trainings, the one that is the
+best on validation is delivered; what is said about the winner beside its rivals is about all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from nas.accuracy.dataset import Split
+from nas.accuracy.evaluate import Accuracy
+from nas.errors import EngineError, ExportError
+from nas.latency.rebuilt import BUDGET_CONFIDENCE, Rebuilt
+from nas.model.detector import Detector
+from nas.results.ablation import Estimate
+from nas.results.bench import Bench
+from nas.results.worth import Rival, Scores, Worth, paired_difference
+from nas.searcher.baselines import Rule, named_candidate, plain_rules, random_search
+from nas.searcher.confirmation import Contestant, FineTunings, Start
+from nas.searcher.costs import search_seconds
+from nas.searcher.engines import TrainedGraph
+from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.progress import Listener
+from nas.searcher.result import StudyResult, candidate_of
+from nas.searcher.setting import Setting
+from nas.searcher.supernets import supernet_of, training_seconds, weights_of
+from nas.searcher.tables import TrainingRow
+from nas.space.architecture import Candidate
+from nas.units import percent
+
+__all__ = ["Confirmer", "Winner"]
+
+_MOST_TRIED = 6  # choices of one rule that are measured before it is given up
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What was chosen, on validation and by its latency.
+
+    Attributes:
+        contestant: the network.
+        seed: of the training that is delivered.
+        detector: with the weights of that training.
+        graph: what its engine is built from.
+        rebuilt: the latencies of its builds.
+    """
+
+    contestant: Contestant
+    seed: int
+    detector: Detector
+    graph: TrainedGraph
+    rebuilt: Rebuilt
+
+
+@dataclass
+class _Queue:
+    """Contestants in the order in which they are preferred, and how many are wanted."""
+
+    waiting: Iterator[Contestant]
+    wanted: int
+    admitted: list[Contestant] = field(default_factory=list)
+
+    def take(self) -> list[Contestant]:
+        return list(itertools.islice(self.waiting, self.wanted - len(self.admitted)))
+
+
+class Confirmer:
+    """Confirms winners of one study.
+
+    Args:
+        setting: of the search.
+        result: the study.
+        listener: hears how it goes.
+
+    Attributes:
+        bench: where trained networks are examined.
+        tunings: the trainings.
+    """
+
+    def __init__(self, setting: Setting, result: StudyResult, listener: Listener) -> None:
+        self._setting = setting
+        self._result = result
+        self._listener = listener
+        self.bench = Bench(setting.dataset, setting.runtime, setting.oracle)
+        self._weights = weights_of(setting)
+        self._judge = _judge_of(setting, listener)
+        self.tunings = FineTunings(setting, result.study, self._judge, self._weights, listener)
+        self._measured: dict[str, Rebuilt] = {}
+        self._rivals: list[Contestant] = []
+        self._confirmed: list[Contestant] = []
+
+    def winner(self, rows: Sequence[pd.Series], *, compared: bool) -> Winner | None:
+        """Choose among candidates of the study; None if none surely keeps the budget.
+
+        Args:
+            rows: of the study, the preferred one first.
+            compared: also train what the winner is to be compared with.
+
+        Raises:
+            EngineError: no candidate's engine can be built.
+            TrainingError: a process was killed.
+        """
+        queue = _Queue(self._contestants(rows), self._setting.request.confirmation.candidates)
+        rules = self._rules() if compared else []
+        self._admit([queue, *rules])
+        if compared and queue.admitted:
+            self._rivals = [one for rule in rules for one in rule.admitted]
+            self._rivals += self._named(queue.admitted[0].candidate.precision)
+        while queue.admitted:
+            trained = self.tunings.train([*queue.admitted, *self._rivals])
+            self._confirmed += queue.admitted
+            self._rivals = [one for one in self._rivals if one in trained]
+            ranked = [one for one in queue.admitted if one in trained]
+            for one in sorted(ranked, key=self._validated, reverse=True):
+                found = self._built(one)
+                if found is not None:
+                    return found
+            queue.admitted.clear()
+            self._admit([queue])
+        return None
+
+    def accuracies(self, winner: Winner) -> tuple[Accuracy, ...]:
+        """Return what the delivered engine reached on validation, and on test if there is one."""
+        one, seed = winner.contestant, winner.seed
+        found = [self.tunings.accuracy(one, seed, "validation")]
+        if self._setting.dataset.test is not None:
+            self._tested(one, winner)
+            found.append(self.tunings.accuracy(one, seed, "test"))
+        return tuple(found)
+
+    def worth(self, winner: Winner) -> Worth:
+        """Compare the winner with its rivals; this scores all of them on the test split, once."""
+        ours = self._tested(winner.contestant, winner)
+        split = self._setting.dataset.test or self._setting.dataset.validation
+        if self._setting.dataset.test is None:
+            self._listener.say(
+                "The data has no test split: the comparison is on validation, which chose the "
+                "winner and flatters it.",
+                warning=True,
+            )
+        seeds = self.tunings.seeds
+        place = seeds.index(winner.seed)
+        chosen = Scores(ours.reached[[place]], ours.resampled[[place]])
+        return Worth(
+            study=self._result.study,
+            budget_ms=self._result.budget.latency_ms,
+            confidence=BUDGET_CONFIDENCE if self._setting.oracle.measures else 0.0,
+            split=split.name,
+            images=len(split),
+            seeds=seeds,
+            iterations=self.tunings.recipe(self._usual_start).iterations,
+            delivered_seed=winner.seed,
+            delivered=chosen.over_images,
+            winner=self._rival(winner.contestant, winner.rebuilt, ours, ours, winner),
+            rivals=tuple(
+                self._rival(one, self._measured[one.candidate.digest], theirs, ours, winner)
+                for one in self._rivals
+                for theirs in [self._tested(one)]
+            ),
+            seconds=self._seconds(),
+        )
+
+    def _contestants(self, rows: Sequence[pd.Series]) -> Iterator[Contestant]:
+        for row in rows:
+            trial = int(row["trial"])
+            candidate = candidate_of(row, self._setting.database)
+            yield Contestant(f"trial {trial}", candidate, trial, self._usual_start)
+
+    def _rules(self) -> list[_Queue]:
+        wanted = self._setting.request.confirmation.baselines
+        if wanted == "none":
+            return []
+        rules = plain_rules(self._setting, self._result, self._judge)
+        if wanted == "all" and self._judge is not None:
+            rules.append(random_search(self._setting, self._result, self._judge, self._listener))
+        elif wanted == "all":
+            self._listener.say("Random search needs a supernet, or costs as much as a search.")
+        return [_Queue(self._tried(rule), 1) for rule in rules]
+
+    def _tried(self, rule: Rule) -> Iterator[Contestant]:
+        for candidate in itertools.islice(rule.choices, _MOST_TRIED):
+            yield Contestant(rule.name, candidate, start=self._usual_start)
+
+    @property
+    def _usual_start(self) -> Start:
+        """Where nothing is inherited, every network is trained by the whole recipe."""
+        return "scratch" if self._judge is None else "inherited"
+
+    def _named(self, precision: str) -> list[Contestant]:
+        """Return what the user named, whether or not it keeps the budget, and measure it."""
+        found = []
+        for subject in self._setting.request.confirmation.against:
+            candidate = named_candidate(self._setting, subject, precision)
+            found.append(Contestant(subject, candidate, start=self._start(candidate)))
+        self._measure(found)
+        return found
+
+    def _start(self, candidate: Candidate) -> Start:
+        if self._judge is None:
+            return "scratch"
+        space, architecture = self._setting.space, candidate.architecture
+        inside = any(
+            space.contains(
+                Candidate.model_validate({"architecture": architecture, "precision": one})
+            )
+            for one in space.precisions
+        )
+        if not inside:
+            self._listener.say(
+                f"{architecture.digest} lies outside the space and inherits no weights: it is "
+                f"trained from scratch, {self.tunings.recipe('scratch').iterations} steps.",
+            )
+        return "inherited" if inside else "scratch"
+
+    def _admit(self, queues: Sequence[_Queue]) -> None:
+        """Fill every queue with contestants whose fresh builds keep the budget."""
+        self._listener.stage("Measure fresh builds", 0)
+        while picks := [(queue, one) for queue in queues for one in queue.take()]:
+            self._measure([one for _, one in picks])
+            for queue, one in picks:
+                rebuilt = self._measured.get(one.candidate.digest)
+                if rebuilt is not None and self._keeps(one, rebuilt):
+                    queue.admitted.append(one)
+
+    def _measure(self, contestants: Sequence[Contestant]) -> None:
+        graphs = {}
+        for one in contestants:
+            digest = one.candidate.digest
+            if digest not in self._measured and digest not in graphs:
+                try:
+                    graph = self.bench.graph(self.tunings.inherited(one), one.candidate)
+                except (EngineError, ExportError) as error:
+                    self._listener.say(f"{one.name} cannot be built: {error}", warning=True)
+                    continue
+                graphs[digest] = (graph, one.candidate)
+        found = self.bench.rebuilt(list(graphs.values()), self._result.budget)
+        self._measured |= dict(zip(graphs, found, strict=True))
+
+    def _keeps(self, one: Contestant, rebuilt: Rebuilt) -> bool:
+        budget = self._result.budget
+        # Where nothing is measured nothing is promised; few estimates would be below it for sure.
+        surest = rebuilt.bound_ms() if self._setting.oracle.measures else rebuilt.ms
+        if budget.admits(surest):
+            return True
+        self._listener.say(
+            f"{one.name} takes {rebuilt.ms:.3f} ms in {len(rebuilt.builds)} builds, and a fresh "
+            f"one up to {surest:.3f} ms ({percent(BUDGET_CONFIDENCE)} confidence), which may break "
+            f"the budget of {budget}: it is left out.",
+            warning=True,
+        )
+        return False
+
+    def _validated(self, one: Contestant) -> float:
+        """Score a trained network by the mean over its seeds on validation."""
+        accuracy = float(np.mean([row.map50_95 for row in self.tunings.validation(one)]))
+        return self._result.score(accuracy, self._measured[one.candidate.digest].ms)
+
+    def _built(self, one: Contestant) -> Winner | None:
+        """Build and measure the best training of a network; None if it may break the budget."""
+        best = max(self.tunings.validation(one), key=lambda row: row.map50_95)
+        self._warn_unless_better(one, best.map50_95)
+        detector = self.tunings.detector(one, best.seed)
+        graph = self.bench.graph(detector, one.candidate)
+        (rebuilt,) = self.bench.rebuilt([(graph, one.candidate)], self._result.budget)
+        if not self._keeps(one, rebuilt):
+            return None
+        return Winner(one, best.seed, detector, graph, rebuilt)
+
+    def _warn_unless_better(self, one: Contestant, after: float) -> None:
+        before = float(self._result.row(one.trial)["map50_95"])
+        if after < before and one.start == "inherited":
+            self._listener.say(
+                f"Fine-tuning did not help {one.name}: mAP50-95 {before:.3f} to {after:.3f} on "
+                "validation. A longer recipe may.",
+                warning=True,
+            )
+
+    def _tested(self, one: Contestant, winner: Winner | None = None) -> Scores:
+        """Return what every training of a network reached where nothing was chosen."""
+        test = self._setting.dataset.test
+        rows = self.tunings.validation(one)
+        if test is not None:
+            rows = [self._test(one, row.seed, test, winner) for row in rows]
+        reached = np.array([row.map50_95 for row in rows])
+        return Scores(reached, np.array([row.resampled for row in rows]))
+
+    def _test(self, one: Contestant, seed: int, test: Split, winner: Winner | None) -> TrainingRow:
+        def score() -> tuple[Accuracy, list[float]]:
+            delivered = winner is not None and seed == winner.seed
+            graph = (
+                winner.graph
+                if winner is not None and delivered
+                else self.bench.graph(self.tunings.detector(one, seed), one.candidate)
+            )
+            return self.bench.scored(graph, one.candidate, test, one.weights)
+
+        return self.tunings.test_once(one, seed, score)
+
+    def _rival(
+        self, one: Contestant, rebuilt: Rebuilt, theirs: Scores, ours: Scores, winner: Winner
+    ) -> Rival:
+        same = one.candidate.digest == winner.contestant.candidate.digest
+        measures, budget = self._setting.oracle.measures, self._result.budget
+        return Rival(
+            name=one.name,
+            architecture=one.candidate.architecture.digest,
+            precision=one.candidate.precision,
+            start=one.start,
+            latency_ms=rebuilt.ms,
+            bound_ms=rebuilt.bound_ms(),
+            keeps=budget.admits(rebuilt.bound_ms() if measures else rebuilt.ms),
+            over_images=theirs.over_images,
+            over_seeds=theirs.over_seeds,
+            gain=Estimate(0.0, 0.0, 0.0) if same else paired_difference(ours, theirs),
+            same=same,
+        )
+
+    def _seconds(self) -> dict[str, float | None]:
+        confirmed = {one.candidate.digest for one in self._confirmed}
+        others = [one for one in self._rivals if one.candidate.digest not in confirmed]
+        place = self._setting.request.workspace
+        return {
+            "supernet": training_seconds(place, self._weights),
+            "search": search_seconds(self._setting.database, self._result.study),
+            "confirmation": self.tunings.seconds(self._confirmed),
+            "baselines": self.tunings.seconds(others),
+        }
+
+
+def _judge_of(setting: Setting, listener: Listener) -> AccuracyJudge | None:
+    """Return who hands down the weights of the supernet; None where there is none."""
+    if setting.request.accuracy == "training":
+        return None
+    return AccuracyJudge(
+        supernet_of(setting, listener),
+        weights_of(setting),
+        setting.dataset,
+        setting.runtime,
+        setting.database,
+        listener,
+        setting.request.workspace.statistics,
+    )

@@ -1,0 +1,155 @@
+"""Was the search worth it: differences with intervals, and what is said about them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from nas.errors import InputError
+from nas.results.ablation import Estimate
+from nas.results.worth import (
+    Rival,
+    Scores,
+    Worth,
+    paired_difference,
+    worth_section,
+    worth_table,
+    write_worth,
+)
+
+UNKNOWN = Estimate(0.6)
+
+
+def scores(reached: list[float], noise: float = 0.01, seed: int = 0) -> Scores:
+    """Networks whose resamples move together, as those of equal images do."""
+    images = np.random.default_rng(seed).normal(0, noise, 200)
+    values = np.array(reached)
+    return Scores(values, values[:, None] + images)
+
+
+def rival(name: str, low: float, value: float, high: float, *, same: bool = False) -> Rival:
+    known = Estimate(0.6, 0.58, 0.62)
+    gain = Estimate(value, low, high)
+    return Rival(name, "0" * 16, "fp32", "inherited", 0.3, 0.31, True, known, UNKNOWN, gain, same)
+
+
+def worth(*rivals: Rival) -> Worth:
+    return Worth(
+        study="s",
+        budget_ms=0.4,
+        confidence=0.99,
+        split="test",
+        images=300,
+        seeds=(0, 1, 2),
+        iterations=300,
+        delivered_seed=1,
+        delivered=Estimate(0.61, 0.6, 0.62),
+        winner=rival("trial 7", 0, 0, 0, same=True),
+        rivals=rivals,
+        seconds={"supernet": None, "search": 60.0},
+    )
+
+
+BEATEN = rival("random search", 0.01, 0.02, 0.03)
+EQUAL = rival("most MACs that fits", -0.004, 0.002, 0.009)
+AHEAD = rival("uniform scaling", -0.03, -0.02, -0.01)
+SAME = rival("slowest that fits", 0, 0, 0, same=True)
+
+
+def test_difference__of_common_images_has_no_error_of_images() -> None:
+    """Both move together between resamples; only the seeds differ: -+ t(0.975; 2) s / sqrt(3)."""
+    ours, theirs = scores([0.62, 0.63, 0.64]), scores([0.60, 0.60, 0.60])
+    found = paired_difference(ours, theirs)
+    assert found.value == pytest.approx(0.03)
+    assert found.high - found.value == pytest.approx(4.3027 * 0.01 / np.sqrt(3), rel=1e-3)
+
+
+def test_difference__of_equal_seeds_has_the_error_of_images_alone() -> None:
+    ours, theirs = scores([0.62] * 3, seed=1), scores([0.60] * 3, seed=2)
+    found = paired_difference(ours, theirs)
+    spread = float(np.std(ours.resampled[0] - theirs.resampled[0], ddof=1))
+    assert found.high - found.value == pytest.approx(1.96 * spread, rel=1e-3)
+
+
+def test_difference__of_one_seed_is_a_bootstrap_over_images() -> None:
+    ours, theirs = scores([0.62], seed=1), scores([0.60], seed=2)
+    low, high = np.quantile(ours.resampled[0] - theirs.resampled[0], [0.025, 0.975])
+    found = paired_difference(ours, theirs)
+    assert (found.value, found.low, found.high) == pytest.approx((0.02, low, high))
+    assert np.isnan(ours.over_seeds.low)
+
+
+def test_difference__holds_the_truth_as_often_as_it_says() -> None:
+    """Images and seeds both differ: the true difference of 0 lies in 95 % of intervals."""
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        truth = generator.normal(0, 0.01)  # what this split's images add to the difference
+        ours = truth + generator.normal(0, 0.01, 3)
+        resampled = ours[:, None] + generator.normal(0, 0.01, 200)
+        found = paired_difference(Scores(ours, resampled), Scores(0 * ours, 0 * resampled))
+        held += found.low <= 0 <= found.high
+    assert 0.91 < held / 400 < 0.99
+
+
+def test_difference__needs_pairs() -> None:
+    with pytest.raises(InputError, match="paired by seed"):
+        paired_difference(scores([0.6, 0.6]), scores([0.6]))
+    with pytest.raises(InputError, match="S seeds"):
+        Scores(np.zeros(2), np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (BEATEN, "The winner beats random search: +2.0 [+1.0, +3.0] mAP points."),
+        (EQUAL, "Most MACs that fits is as good, as far as was seen: difference +0.2 [-0.4, +0.9]"),
+        (AHEAD, "Uniform scaling is better: the winner differs by -2.0 [-3.0, -1.0] mAP points."),
+        (SAME, "Slowest that fits is the very network that won."),
+    ],
+)
+def test_sentence__says_plainly_who_is_better(one: Rival, words: str) -> None:
+    assert one.sentence.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("rivals", "words"),
+    [
+        ((BEATEN,), "Yes: the winner beats random search."),
+        ((BEATEN, EQUAL), "Not for accuracy alone: most MACs that fits is as good"),
+        ((SAME, EQUAL), "No gain was seen over what needs no search: slowest that fits and most"),
+        ((BEATEN, EQUAL, AHEAD), "No: uniform scaling did better"),
+        ((), "Nothing was compared"),
+    ],
+)
+def test_answer__is_as_good_as_the_strongest_rival(rivals: tuple[Rival, ...], words: str) -> None:
+    assert worth(*rivals).answer.startswith(words)
+
+
+def test_worth__survives_json_with_what_is_unknown() -> None:
+    before = worth(BEATEN, EQUAL)
+    text = json.dumps(before.as_dict(), allow_nan=False)
+    after = Worth.from_dict(json.loads(text))
+    assert json.dumps(after.as_dict()) == text
+    assert np.isnan(after.winner.over_seeds.low)
+    assert after.rivals[1].sentence == before.rivals[1].sentence
+    assert "supernet unknown, search 60 s" in after.cost
+
+
+def test_worth__is_shown_in_the_terminal_in_markdown_and_in_files(tmp_path: Path) -> None:
+    shown = worth(BEATEN, SAME)
+    printed = io.StringIO()
+    Console(file=printed, width=160).print(worth_table(shown))
+    for text in (printed.getvalue(), worth_section(shown)):
+        for words in ("trial 7", "+2.0 [+1.0, +3.0]", "the same network", "0.300 (< 0.310)"):
+            assert words in text
+    figure, table = write_worth(shown, tmp_path)
+    assert "was it worth it?" in figure.read_text()
+    rows = pd.read_csv(table)
+    assert rows["name"].tolist() == ["trial 7", "random search", "slowest that fits"]
+    assert rows["gain"].tolist()[1:] == [0.02, 0.0]
