@@ -170,9 +170,15 @@ class Recipe:
             # They begin with what the network can do already.
             curriculum=Curriculum(),
             stages=Stages(),
-            # No teacher is needed to end what one began.
+        ).untaught()
+
+    def untaught(self) -> Self:
+        """Return the same without a teacher; what it hides stays hidden."""
+        return dataclasses.replace(
+            self,
+            teacher="",
             distillation=Distillation(),
-            pseudo_labels=dataclasses.replace(self.pseudo_labels, threshold=0.0),
+            pseudo_labels=dataclasses.replace(self.pseudo_labels, threshold=0.0, images=""),
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from nas.accuracy.evaluate import Accuracy
-from nas.errors import StudyError
+from nas.errors import InputError, StudyError
 from nas.latency.latency import Latency
 from nas.searcher.estimate import Estimate
 from nas.searcher.evaluation import AccuracyJudge
@@ -100,7 +100,17 @@ def open_judge(setting: Setting, listener: Listener) -> Judge:
 
 
 def own_training(setting: Setting, listener: Listener) -> OwnTraining:
-    """Make a judge that trains every candidate on its own."""
+    """Make a judge that trains every candidate on its own.
+
+    Raises:
+        InputError: the recipe needs a teacher, whose input size would have to be each candidate's.
+    """
+    if setting.request.recipe().needs_teacher:
+        raise InputError(
+            "A search that trains every candidate by itself has no teacher, and the recipe needs "
+            "one.",
+            "Leave out distillation and pseudo-labels, or search with a supernet.",
+        )
     return OwnTraining(
         setting.dataset,
         setting.runtime,

@@ -143,7 +143,8 @@ class _Check:
         self._result = result
         self._effort = effort
         self._listener = listener
-        self._whole = setting.request.recipe()
+        # Landmarks learn from labels alone, as whoever does without a search would train them.
+        self._whole = setting.request.recipe().untaught()
         steps = effort.iterations or self._whole.iterations
         # The digest of a recipe is stored without its seed, which has a column of its own.
         self._recipe = dataclasses.replace(self._whole, iterations=steps, seed=0)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from nas.accuracy.recipe import Recipe
-from nas.accuracy.recipe_fields import read_recipe, recipe_fields, with_fields
+from nas.accuracy.recipe_fields import field_value, read_recipe, recipe_fields, with_fields
 from nas.errors import InputError, UnknownNameError
 
 
@@ -74,5 +74,17 @@ def test_digest__changes_with_every_field(name: str):
     other = {"amp": "off", "rule": "sandwich", "teacher": "x", "pseudo_labels.images": "x"}
     base = with_fields(Recipe(), company.get(name, {}))
     kind = recipe_fields()[name]
-    value = other.get(name, {bool: True, int: 3, float: 0.123}.get(kind))
+    value = other.get(name, {int: 3, float: 0.123}.get(kind))
+    if kind is bool:
+        value = not field_value(base, name)
     assert with_fields(base, {name: value}).digest != base.digest
+
+
+def test_fine_tuning__needs_no_teacher_and_hides_what_was_hidden():
+    values = {"distillation.logits": 1.0, "pseudo_labels.threshold": 0.5, "lookahead.steps": 5}
+    recipe = with_fields(Recipe(), {**values, "pseudo_labels.hidden": 0.5, "curriculum.count": 1.0})
+    assert recipe.needs_teacher
+    tuned = recipe.fine_tuning()
+    assert not tuned.needs_teacher
+    assert not tuned.curriculum.on
+    assert (tuned.pseudo_labels.hidden, tuned.lookahead.steps) == (0.5, 5)
