@@ -16,7 +16,13 @@ from nas.errors import NasError
 
 # isort: split
 # In the order in which the help lists their commands.
+from nas.cli import searching
+
+# isort: split
 from nas.cli import studies
+
+# isort: split
+from nas.cli import ablating
 
 # isort: split
 from nas.cli import networks
@@ -24,7 +30,7 @@ from nas.cli import networks
 # isort: split
 from nas.cli import devices
 
-__all__ = ["app", "devices", "main", "networks", "studies"]
+__all__ = ["ablating", "app", "devices", "main", "networks", "searching", "studies"]
 
 
 def main() -> None:

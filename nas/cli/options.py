@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,7 @@ import typer
 from rich.console import Console
 
 __all__ = [
+    "AUTO",
     "WORKSPACE",
     "ClassesOption",
     "Data",
@@ -23,8 +26,10 @@ __all__ = [
     "WorkspaceOption",
     "app",
     "err",
+    "multiplier",
     "out",
     "repeated",
+    "told_how_to_go_on",
 ]
 
 app = typer.Typer(
@@ -33,11 +38,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 _PLAIN_WIDTH = 160  # of a log file, where nothing tells how wide it will be read
 out = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
 err = Console(stderr=True)
 
 WORKSPACE = Path("studies")
+AUTO = "auto"
+"""The lambda that is left to the front."""
 
 Storage = Annotated[
     str | None, typer.Option(help="SQLAlchemy URL of the database.", show_default="SQLite")
@@ -70,3 +78,25 @@ def repeated(storage: str | None, workspace: Path) -> str:
     """Return the options that the next command needs too, to find the same study."""
     options = "" if workspace == WORKSPACE else f" --workspace {workspace}"
     return options + (f" --storage {storage}" if storage else "")
+
+
+@contextlib.contextmanager
+def told_how_to_go_on(command: str) -> Iterator[None]:
+    """End a command that was stopped with what continues it, in place of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("\nStopped; everything measured is stored. Continue with:")
+        err.print(f"  {command}", highlight=False)
+        sys.exit(_INTERRUPTED)
+
+
+def multiplier(text: str) -> float:
+    """Read lambda. Auto orders by mAP: the rate is a property of the front that comes out."""
+    if text == AUTO:
+        return 0.0
+    try:
+        return float(text)
+    except ValueError as error:
+        message = f"a number or {AUTO}, got {text!r}"
+        raise typer.BadParameter(message, param_hint="--lambda") from error

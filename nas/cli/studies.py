@@ -1,40 +1,29 @@
-"""Commands about studies: search, look at what was found, hand it over, ablate, browse."""
+"""Commands about stored studies: look at what was found, judge it, hand it over, browse."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nas.cli.options import (
+    AUTO,
     WORKSPACE,
     ClassesOption,
-    Data,
-    HardwareOption,
-    RecipeFile,
-    Runtime,
     Storage,
     StudyName,
     WorkspaceOption,
     app,
-    err,
+    multiplier,
     out,
     repeated,
+    told_how_to_go_on,
 )
-from nas.cli.retargeting import named_parent, print_difference, refuse_another_target, stated
+from nas.cli.retargeting import print_difference
 from nas.units import COCO_CLASSES, Budget
-
-if TYPE_CHECKING:
-    from nas.searcher.request import Request
-
-_AUTO = "auto"
-_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
 class _Format(StrEnum):
@@ -42,260 +31,6 @@ class _Format(StrEnum):
 
     bundle = "bundle"
     ultralytics = "ultralytics"
-
-
-class _Accuracy(StrEnum):
-    """Where the weights that are scored come from."""
-
-    supernet = "supernet"
-    training = "training"
-
-
-class _Latency(StrEnum):
-    """How sure a latency must be."""
-
-    auto = "auto"
-    measured = "measured"
-
-
-class _Baselines(StrEnum):
-    """What a winner is compared with."""
-
-    cheap = "cheap"
-    all = "all"
-    none = "none"
-
-
-@app.command()
-def search(
-    ctx: typer.Context,
-    hardware: Annotated[str, typer.Option(help="Device that the budget holds on.")] = "cpu",
-    budget: Annotated[
-        str | None, typer.Option(help="Hard upper bound on latency, such as 10ms.")
-    ] = None,
-    data: Data = None,
-    space: Annotated[str, typer.Option(help="Name or YAML file of the search space.")] = "digits",
-    runtime: Runtime = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of the candidates, such as int8,fp16.", show_default="the space's"),
-    ] = None,
-    latency: Annotated[
-        _Latency,
-        typer.Option(help="auto predicts where that decides; measured never does."),
-    ] = _Latency.auto,
-    max_params: Annotated[
-        str | None, typer.Option(help="Most parameters, such as 5M.", show_default="no bound")
-    ] = None,
-    max_macs: Annotated[
-        str | None, typer.Option(help="Most MACs, such as 2G.", show_default="no bound")
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(help="Most bytes of weights, such as 10MB.", show_default="no bound"),
-    ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(help="Most bytes of weights and tensors.", show_default="no bound"),
-    ] = None,
-    table: Annotated[
-        Path | None,
-        typer.Option(help="Folder that nas profile wrote.", show_default="the workspace's"),
-    ] = None,
-    prior: Annotated[
-        Path | None,
-        typer.Option(help="Such a folder of another environment, to predict from at first."),
-    ] = None,
-    sampler: Annotated[
-        str, typer.Option(help="autonac, or Optuna's tpe, nsga2, gp or random.")
-    ] = "autonac",
-    evaluations: Annotated[
-        int | None,
-        typer.Option(help="Accuracy evaluations in the study.", show_default="60, quick: 8"),
-    ] = None,
-    accuracy: Annotated[
-        _Accuracy,
-        typer.Option(
-            help="By shared weights, or by training each candidate, most of them briefly."
-        ),
-    ] = _Accuracy.supernet,
-    subset: Annotated[
-        str | None,
-        typer.Option(
-            help="Validation images that are scored first, or off.",
-            show_default="a fifth of 500 or more",
-        ),
-    ] = None,
-    study: Annotated[
-        str | None,
-        typer.Option(
-            help="Name; an existing study is continued, or re-targeted if the device, runtime, "
-            "precision or budget is another.",
-            show_default="new",
-        ),
-    ] = None,
-    as_: Annotated[
-        str | None,
-        typer.Option("--as", help="Name of a re-targeted study.", show_default="STUDY@TARGET"),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue the latest study, or --study; --budget, --evaluations change.",
-        ),
-    ] = False,
-    lambda_: Annotated[
-        str,
-        typer.Option("--lambda", help="Score = mAP - lambda x latency in ms; or auto."),
-    ] = "0",
-    alpha: Annotated[float, typer.Option(help="Score = alpha x mAP - lambda x latency.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A small recipe: does everything, finds little.")
-    ] = False,
-    no_trust: Annotated[
-        bool, typer.Option("--no-trust", help="Do not check the ranking at the end.")
-    ] = False,
-    recipe: RecipeFile = None,
-    confirm: Annotated[
-        int, typer.Option(help="Candidates of the front to fine-tune; 1 is the winner alone.")
-    ] = 3,
-    confirm_seeds: Annotated[
-        int | None, typer.Option(help="Fine-tunings of each network.", show_default="3, quick: 1")
-    ] = None,
-    baselines: Annotated[
-        _Baselines,
-        typer.Option(help="What to compare with: plain rules, random search as well, or nothing."),
-    ] = _Baselines.cheap,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(help="A network to compare with: anchor, space:anchor or file; repeatable."),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Fine-tunings side by side.", show_default="one per core, at most 4"),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be done, and time, memory and disk of it."),
-    ] = False,
-    storage: Storage = None,
-    workspace: WorkspaceOption = WORKSPACE,
-) -> None:
-    """Search for the most accurate detector within a latency budget, and deliver it.
-
-    With another device, runtime, precision or budget, a stored --study is re-targeted: nothing is
-    trained.
-    """
-    from nas import api
-    from nas.results.console import (
-        LiveProgress,
-        delivered_panel,
-        exchange_line,
-        front_table,
-        next_commands,
-        stopped_line,
-    )
-    from nas.results.trust import trust_line
-    from nas.results.worth import worth_table
-    from nas.searcher.bounds import Bounds
-    from nas.searcher.connection import masked, parse_url
-    from nas.searcher.request import Confirmation, Workspace
-
-    stored = as_ or (study and api.is_stored(study, storage=storage, workspace=workspace))
-    if resume:
-        refuse_another_target(ctx, api.stored_request(study, storage, workspace))
-    if budget is None and not resume and not stored:
-        raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
-    asked: dict[str, Any] = {
-        "hardware": hardware,
-        "data": data,
-        "space": space,
-        "runtime": runtime,
-        "precision": precision.split(",") if precision else None,
-        "latency": latency.value,
-        "bounds": Bounds.parse(
-            parameters=max_params, macs=max_macs, size=max_size, memory=max_memory
-        ),
-        "table": table,
-        "prior": prior,
-        "sampler": sampler,
-        "evaluations": evaluations,
-        "accuracy": accuracy.value,
-        "subset": _subset(subset),
-        "alpha": alpha,
-        "beta": _multiplier(lambda_),
-        "seed": seed,
-        "quick": quick,
-        "trust": not no_trust,
-        "recipe": recipe,
-        "confirmation": Confirmation(
-            candidates=confirm,
-            seeds=confirm_seeds,
-            baselines=baselines.value,
-            against=tuple(against or ()),
-            jobs=jobs,
-        ),
-    }
-    if dry_run:
-        if resume or budget is None:
-            request = api.stored_request(study, storage, workspace)
-        else:
-            request = api.search_request(
-                str(budget), study=study, storage=storage, workspace=workspace, **asked
-            )
-        _print_forecast(request)
-        return
-    options = repeated(storage, workspace)
-    again = f"nas search --resume{f' --study {study}' if study else ''}{options}"
-    with LiveProgress(out) as progress, _told_how_to_go_on(again):
-        if resume:
-            found = api.resume(
-                study,
-                budget=budget,
-                evaluations=evaluations,
-                trust=False if no_trust else None,
-                confirmation=asked["confirmation"] if "confirmation" in stated(ctx) else None,
-                storage=storage,
-                workspace=workspace,
-                listener=progress,
-            )
-        elif stored:
-            found = api.retarget(
-                named_parent(study),
-                budget=budget,
-                name=as_,
-                storage=storage,
-                workspace=workspace,
-                listener=progress,
-                **{name: value for name, value in asked.items() if name in stated(ctx)},
-            )
-        else:
-            found = api.search(
-                str(budget),
-                study=study,
-                storage=storage,
-                workspace=workspace,
-                listener=progress,
-                **asked,
-            )
-    result = found.result
-    title = f"Front of {found.study} under {result.budget}, by {result.score}"
-    out.print(front_table(found.front, title, found.delivered.trial))
-    out.print(trust_line(result.trust))
-    if stopped := stopped_line(result):
-        out.print(stopped, highlight=False)
-    if lambda_ == _AUTO:
-        out.print(exchange_line(result), highlight=False)
-    out.print(delivered_panel(found.delivered))
-    if found.delivered.bundle.worth is not None:
-        out.print(worth_table(found.delivered.bundle.worth))
-    url = storage or Workspace(workspace).database_url
-    if found.request.parent:
-        print_difference(found.study, found.request.parent.study, storage, workspace)
-    out.print(f"Studies: {masked(parse_url(url))}", highlight=False)
-    out.print(next_commands(found.study, found.folder, options), highlight=False)
 
 
 @app.command()
@@ -325,7 +60,7 @@ def front(
     if budget is not None:
         request = dataclasses.replace(request, budget=Budget.parse(budget))
     if lambda_ is not None:
-        score = Score(request.score.alpha, _multiplier(lambda_))
+        score = Score(request.score.alpha, multiplier(lambda_))
         request = dataclasses.replace(request, score=score)
     result = api.front(request)
     best = None if result.front.empty else int(result.row()["trial"])
@@ -334,7 +69,7 @@ def front(
     out.print(trust_line(result.trust))
     if stopped := stopped_line(result):
         out.print(stopped, highlight=False)
-    if lambda_ == _AUTO:
+    if lambda_ == AUTO:
         out.print(exchange_line(result), highlight=False)
     path = request.workspace.bundle(result.study) / "front.html"
     write_figure(front_figure(result, best), path)
@@ -389,7 +124,7 @@ def trust(
     )
     request = api.stored_request(study, storage, workspace)
     again = f"nas trust --study {request.study}{repeated(storage, workspace)}"
-    with LiveProgress(out) as progress, _told_how_to_go_on(again):
+    with LiveProgress(out) as progress, told_how_to_go_on(again):
         found = api.trust(request, effort, progress)
     out.print(trust_tables(found))
     out.print(f"Written: {request.workspace.bundle(found.study)}/: trust.html, trust.csv")
@@ -467,84 +202,6 @@ def export(
 
 
 @app.command()
-def ablate(
-    subject: Annotated[str, typer.Argument(help="Baseline: space:anchor, or a YAML file.")],
-    space: Annotated[
-        str | None, typer.Option(help="Space of the choices.", show_default="the subject's")
-    ] = None,
-    vary: Annotated[
-        list[str] | None, typer.Option(help="A choice of the space, or CHOICE=A,B; repeatable.")
-    ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(help="FIELD=A,B of the training recipe; or its YAML file; repeatable."),
-    ] = None,
-    switch: Annotated[
-        list[str] | None,
-        typer.Option(help="A switch of the recipe, such as lookahead, or all; repeatable."),
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option(help="Another anchor of the space; repeatable.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each variant.")] = 3,
-    iterations: Annotated[
-        int | None, typer.Option(help="Training steps.", show_default="the recipe's")
-    ] = None,
-    data: Data = None,
-    hardware: HardwareOption = "cpu",
-    runtime: Runtime = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the engines.", show_default="the space's")
-    ] = None,
-    jobs: Annotated[int, typer.Option(help="Trainings side by side.")] = 1,
-    study: Annotated[str | None, typer.Option(help="Name; an existing study is continued.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small recipe.")] = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of table and figure.", show_default="in workspace")
-    ] = None,
-    storage: Storage = None,
-    workspace: WorkspaceOption = WORKSPACE,
-) -> None:
-    """Change one thing at a time around a network: train, measure and compare."""
-    from nas import api
-    from nas.results.ablation_view import ablation_table, write_ablation
-    from nas.results.console import LiveProgress
-    from nas.searcher.ablation import AblationRequest
-    from nas.searcher.request import Workspace
-    from nas.searcher.switches import find_switches
-    from nas.searcher.variants import Changes, parted_recipe
-
-    fields, values = parted_recipe(recipe or ())
-    request = AblationRequest(
-        subject=subject,
-        changes=Changes.parse(
-            vary or (),
-            fields,
-            api.anchors(subject, space, against or ()),
-            find_switches(switch or ()),
-        ),
-        space=space,
-        seeds=seeds,
-        iterations=iterations,
-        data=data,
-        study=study,
-        storage=storage,
-        workspace=Workspace(workspace),
-        precision=precision,
-        hardware=hardware,
-        runtime=runtime,
-        quick=quick,
-        jobs=jobs,
-        recipe_values=values,
-    )
-    with LiveProgress(out) as progress:
-        result = api.ablate(request, progress)
-    out.print(ablation_table(result))
-    for path in write_ablation(result, output or request.workspace.bundle(result.study)):
-        out.print(f"Written: {path}")
-
-
-@app.command()
 def dashboard(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8080,
     storage: Storage = None,
@@ -556,46 +213,3 @@ def dashboard(
 
     out.print(f"Open http://127.0.0.1:{port}/dashboard (read-only; Ctrl-C ends it).")
     serve(storage or Workspace(workspace).database_url, port)
-
-
-def _subset(text: str | None) -> int | None:
-    """Read a number of images; `off` is none."""
-    if text is None or text.strip().lower() == "off":
-        return None if text is None else 0
-    try:
-        return int(text)
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"a number of images or off, got {text!r}", param_hint="--subset"
-        ) from error
-
-
-def _print_forecast(request: Request) -> None:
-    from nas import api
-    from nas.results.console import LiveProgress
-    from nas.results.forecast import forecast_table
-
-    with LiveProgress(out) as progress:
-        found = api.forecast(request, progress)
-    out.print(forecast_table(found))
-
-
-def _multiplier(text: str) -> float:
-    """Read lambda. Auto orders by mAP: the rate is a property of the front that comes out."""
-    if text == _AUTO:
-        return 0.0
-    try:
-        return float(text)
-    except ValueError as error:
-        message = f"a number or {_AUTO}, got {text!r}"
-        raise typer.BadParameter(message, param_hint="--lambda") from error
-
-
-@contextlib.contextmanager
-def _told_how_to_go_on(command: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print("\nStopped; everything measured is stored. Continue with:")
-        err.print(f"  {command}", highlight=False)
-        sys.exit(_INTERRUPTED)
