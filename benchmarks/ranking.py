@@ -61,6 +61,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         recipe = dataclasses.replace(Recipe(), seed=seed)
         found = trained(space, dataset, references, recipe, arguments.cache)
+        assert found is not None
         run = _run(found, references, largest, dataset)
         runs.append({"seed": seed, **run})
         console.print(runs[-1])
