@@ -2,9 +2,10 @@
 
 Random candidates of the default space are scored on the embedded digits as in a search: by
 `AccuracyJudge`, on engines of OpenVINO, with the weights of a supernet that was trained by the
-default recipe. Stages are timed where the search calls them, in CPU seconds of this process; what
-the agreement check builds and runs counts for the check alone. Then the same networks are scored in
-a second precision, with the batch-norm statistics that the first pass kept.
+default recipe, or with those of a file. Stages are timed where the search calls them, in CPU
+seconds of this process; what the agreement check builds and runs counts for the check alone. Then
+the same networks are scored in a second precision, with the batch-norm statistics that the first
+pass kept.
 
 Run it as `python benchmarks/evaluation.py`, about 3 minutes of one core more if there is no
 supernet yet; it writes `benchmarks/results/evaluation.json`.
@@ -31,6 +32,7 @@ from rich.progress import track
 from nas import plugins
 from nas.accuracy.formats import load_dataset
 from nas.latency.clock import Elapsed
+from nas.model.supernet import Supernet
 from nas.results.console import LiveProgress
 from nas.searcher.database import Database
 from nas.searcher.evaluation import AccuracyJudge
@@ -92,22 +94,27 @@ def main() -> None:
     """Score all candidates in both precisions, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--candidates", type=int, default=40)
+    parser.add_argument("--supernet", type=Path, help="a trained one of the default space")
     parser.add_argument("--workspace", type=Path, default=Path("studies/benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        figures = _figures(arguments.candidates, Workspace(arguments.workspace), Path(folder))
+        workspace, supernet = Workspace(arguments.workspace), arguments.supernet
+        figures = _figures(arguments.candidates, workspace, supernet, Path(folder))
     console.print(figures)
     console.print(f"Written to {write_result('evaluation', figures)}")
 
 
-def _figures(count: int, workspace: Workspace, folder: Path) -> dict[str, Any]:
+def _figures(count: int, workspace: Workspace, given: Path | None, folder: Path) -> dict[str, Any]:
     dataset = load_dataset(None, workspace.cache, quick=False)
     space, recipe = load_space("digits"), training_recipe(None, 0, quick=False)
-    weights = supernet_digest(space, dataset, recipe)
-    with LiveProgress(Console()) as progress:
-        supernet = trained_supernet(space, dataset, recipe, workspace, progress)
+    weights = given.stem if given else supernet_digest(space, dataset, recipe)
+    if given:
+        supernet = Supernet.load(given)
+    else:
+        with LiveProgress(Console()) as progress:
+            supernet = trained_supernet(space, dataset, recipe, workspace, progress)
     generator = np.random.default_rng(0)
     points = [space.sample(generator) for _ in range(count)]
     networks = [space.candidate(point, len(dataset.classes)).architecture for point in points]
@@ -130,6 +137,7 @@ def _figures(count: int, workspace: Workspace, folder: Path) -> dict[str, Any]:
     return {
         "space": space.digest,
         "data": dataset.digest,
+        "supernet": weights,
         "runtime": RUNTIME,
         "validation_images": len(dataset.validation),
         "candidates": count,

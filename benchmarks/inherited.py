@@ -117,10 +117,12 @@ def trained(
     references: References,
     recipe: Recipe,
     cache: Path,
-) -> Trained:
+    *,
+    only_cached: bool = False,
+) -> Trained | None:
     """Train a supernet and score the references as a search does, but in torch.
 
-    What the cache has is taken from there.
+    What the cache has is taken from there; with `only_cached`, None if it has no such supernet.
     """
     key = digest_of(
         [space.digest, dataset.digest, {name: getattr(recipe, name) for name in _VARIED}]
@@ -129,6 +131,8 @@ def trained(
     folder = cache / "supernets"
     folder.mkdir(parents=True, exist_ok=True)
     weights, facts = (folder / f"{key}.{kind}" for kind in ("safetensors", "json"))
+    if only_cached and not facts.exists():
+        return None
     if not facts.exists():
         elapsed = Elapsed()
         alone = Part(ALONE, torch.device("cpu"))

@@ -61,6 +61,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         recipe = dataclasses.replace(Recipe(), seed=seed)
         found = trained(space, dataset, references, recipe, arguments.cache)
+        assert found is not None
         run = _run(found, references, largest, dataset)
         runs.append({"seed": seed, **run})
         console.print(runs[-1])
@@ -74,7 +75,7 @@ def main() -> None:
             name: _compared(getattr(references, name), references)
             for name in ("macs", "parameters", "latencies_ms")
         },
-        "ceiling": dataclasses.asdict(ranking.seed_tau(references.validation)),
+        "ceiling": _ceiling(references),
         "validation_and_test": _tau(references.validation.mean(1), references.test.mean(1)),
         "runs": runs,
     }
@@ -117,6 +118,18 @@ def _compared(scores: _Floats, references: References) -> dict[str, Any]:
             "regret_points": lost.tolist(),
         }
     return compared
+
+
+def _ceiling(references: References) -> dict[str, Any] | None:
+    """Say how well the first seed of the references ranks the second; None if there is one."""
+    first, *others = references.validation.T
+    if not others:
+        return None
+    windows = ranking.window_tau(first, others[0], references.latencies_ms)
+    return {
+        "tau": dataclasses.asdict(ranking.seed_tau(references.validation)),
+        "tau_in_windows": dataclasses.asdict(windows),
+    }
 
 
 def _tau(scores: _Floats, references: _Floats) -> dict[str, Any]:

@@ -6,7 +6,7 @@ alone. A control trains the baseline for more steps, as many as the dearest gain
 a teacher costs to train is not in the time of its students; what it knows, and how good
 its pseudo-labels are, stands beside them.
 
-Run it as `python benchmarks/recipe_switches.py`, about 25 minutes of one core; the study is kept in
+Run it as `python benchmarks/recipe_switches.py`, about 30 minutes of one core; the study is kept in
 the workspace, and the same command goes on. It writes `benchmarks/results/recipe_switches.json`,
 and the study's table and trainings to `studies/recipe_switches/results`.
 """
@@ -14,6 +14,7 @@ and the study's table and trainings to `studies/recipe_switches/results`.
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,27 @@ from nas.accuracy.detections import paired_iou
 from nas.accuracy.evaluate import evaluate
 from nas.accuracy.formats import load_dataset
 from nas.accuracy.pseudo_labels import PseudoLabels, examples, labelled_part
+from nas.accuracy.recipe import Recipe
 from nas.accuracy.recipe_fields import with_fields
 from nas.accuracy.teacher import Teacher
-from nas.model.detector import profile
+from nas.accuracy.training import Progress, train_detector
+from nas.latency.clock import Elapsed
+from nas.model.detector import Detector, profile
 from nas.results.ablation import AblationResult
 from nas.searcher.ablation import AblationRequest, ablate
 from nas.searcher.database import Database
 from nas.searcher.progress import Listener, Silent
 from nas.searcher.request import Workspace
 from nas.searcher.switches import SWITCHES, find_switches
-from nas.searcher.teachers import load_teacher
+from nas.searcher.teachers import find_teacher
 from nas.searcher.variants import Changes, find_subject
+from nas.space.architecture import Architecture
 
 SUBJECT, STUDY = "digits:middle", "recipe_switches"
 _LONGER = 1.39
 """Steps of a control: the baseline for as long as its students of logits take, teacher apart."""
 
+_ROUNDS, _STEPS = 2, 8
 _COLUMNS = (
     *("variant", "changed", "after", "reference", "seeds", "map50_95"),
     *("map50_95_low", "map50_95_high", "map_delta", "map_delta_low", "map_delta_high", "map_pairs"),
@@ -91,6 +97,7 @@ def main() -> None:
         "iterations": arguments.iterations,
         "batch_size": request.recipe().batch_size,
         "variants": [_variant(result, row) for _, row in result.table.iterrows()],
+        "cpu_s_per_step_in_turns": _steps(request, listener),
         "teachers": _teachers(request, listener),
     }
     folder = Path("studies") / STUDY / "results"
@@ -107,6 +114,44 @@ def _variant(result: AblationResult, row: Any) -> dict[str, Any]:
     return {**plain, "map50_95_by_seed": trained["map50_95"].tolist()}
 
 
+def _steps(request: AblationRequest, listener: Listener) -> dict[str, float]:
+    """Time a few steps of every switch, in turns; the least of the rounds, which others disturb."""
+    dataset = load_dataset(None, request.workspace.cache)
+    space, point = find_subject(SUBJECT)
+    student = space.candidate(point, len(dataset.classes)).architecture
+    largest = space.candidate(space.anchors["max"], len(dataset.classes)).architecture
+    found: dict[str, float] = {}
+    for name in ("baseline", *SWITCHES) * _ROUNDS:
+        values = {} if name == "baseline" else SWITCHES[name].values
+        recipe = with_fields(request.recipe(), values)
+        place = request.workspace
+        path = find_teacher(recipe, largest.at_input(student.input), dataset, place, listener)
+        classes = len(dataset.classes)
+        teacher = None if path is None else Teacher.load(path, dataset.train, classes)
+        step_s = _step_s(student, dataset, recipe, teacher)
+        found[name] = min(step_s, found.get(name, step_s))
+    return found
+
+
+class _Enough(Exception):  # noqa: N818 - it ends a training, and is no error
+    """Enough steps were timed."""
+
+
+def _step_s(
+    student: Architecture, dataset: Dataset, recipe: Recipe, teacher: Teacher | None
+) -> float:
+    elapsed, marks = Elapsed(), list[float]()
+
+    def hear(_: Progress) -> None:
+        marks.append(elapsed.cpu_s)
+        if len(marks) > _STEPS:
+            raise _Enough
+
+    with suppress(_Enough):
+        train_detector(Detector(student), dataset.train, recipe, teacher=teacher, progress=hear)
+    return float(np.median(np.diff(marks)))
+
+
 def _teachers(request: AblationRequest, listener: Listener) -> dict[str, Any]:
     """Say what the two teachers know: the one of all labels, and the one of the labelled part."""
     dataset = load_dataset(None, request.workspace.cache)
@@ -118,8 +163,9 @@ def _teachers(request: AblationRequest, listener: Listener) -> dict[str, Any]:
         recipe = with_fields(request.recipe(), SWITCHES[name].values)
         size = student.input
         place = request.workspace
-        teacher = load_teacher(recipe, largest.at_input(size), dataset, place, listener)
-        assert teacher is not None
+        path = find_teacher(recipe, largest.at_input(size), dataset, place, listener)
+        assert path is not None
+        teacher = Teacher.load(path, dataset.train, len(dataset.classes))
         found[name] = {
             "images": len(labelled_part(dataset.train, recipe.pseudo_labels)),
             "macs": profile(teacher.architecture).macs,

@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[600, 1200], help="budgets")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
+    parser.add_argument("--only-cached", action="store_true", help="train nothing more")
     parser.add_argument("--references", type=Path, default=REFERENCES)
     parser.add_argument("--cache", type=Path, default=Path("studies/cache"))
     arguments = parser.parse_args()
@@ -71,7 +72,12 @@ def main() -> None:
             options = {**RULES[name], "iterations": _iterations(RULES[name], steps)}
             for seed in range(arguments.seeds):
                 recipe = Recipe(**options, seed=seed)
-                found = trained(space, dataset, references, recipe, arguments.cache)
+                found = trained(
+                    *(space, dataset, references, recipe, arguments.cache),
+                    only_cached=arguments.only_cached,
+                )
+                if found is None:
+                    continue
                 runs.append(
                     {
                         "rule": name,

@@ -39,7 +39,7 @@ def _networks(count: int) -> list[dict[str, Any]]:
     return [
         {
             "architecture": space.candidate(point, 10).architecture.canonical(),
-            "latency_ms": 1.0 + number,
+            "latency_ms": 1.0 + 0.05 * number,
             "macs": 100 * 2**number,
             "parameters": 10 + number,
         }
@@ -60,7 +60,7 @@ def test_references__of_a_benchmark_that_still_runs(scripts: Any, tmp_path: Path
     for number, seed in [(0, 0), (0, 1), (1, 0), (3, 0)]:
         (tmp_path / f"{number}-{seed}.json").write_text(json.dumps(_run(number, seed)))
     found = scripts.inherited.References.read(tmp_path)
-    assert found.latencies_ms.tolist() == [1.0, 2.0, 4.0]
+    assert found.latencies_ms.tolist() == pytest.approx([1.0, 1.05, 1.15])
     assert found.validation.ravel() == pytest.approx([0.0, 0.1, 0.3])
 
 
@@ -76,6 +76,8 @@ def test_references__of_its_result_file(scripts: Any, tmp_path: Path) -> None:
     compared = scripts.ranking._compared(found.macs, found)
     assert compared["validation"]["tau"]["value"] == 1
     assert compared["test"]["regret_points"] == pytest.approx([0] * 6)
+    ceiling = scripts.ranking._ceiling(found)
+    assert ceiling["tau"]["value"] == ceiling["tau_in_windows"]["value"] == 1
     worst = scripts.ranking._compared(-found.macs, found)
     assert worst["validation"]["tau"]["value"] == -1
     assert np.max(worst["test"]["regret_points"]) == pytest.approx(40)
