@@ -213,28 +213,28 @@ class Worth:
 
     @property
     def answer(self) -> str:
-        """Say in one sentence whether the search was worth it."""
+        """Say whether the search was worth it beside the rivals that keep the budget."""
         names = {
-            verdict: [one.name for one in self.rivals if one.verdict in of]
+            verdict: [one.name for one in self.rivals if one.keeps and one.verdict in of]
             for verdict, of in (
                 ("beaten", ("better",)),
                 ("equal", ("the same network", "no difference seen")),
                 ("ahead", ("worse",)),
             )
         }
-        if not self.rivals:
-            return "Nothing was compared with the winner."
+        if not any(names.values()):
+            return "Nothing that keeps the budget was compared with the winner."
         if names["ahead"]:
             return f"No: {_listed(names['ahead'])} did better at the same training."
         if names["equal"] and names["beaten"]:
             return (
-                f"Not for accuracy alone: {_listed(names['equal'])} is as good, as far as was "
-                f"seen. The winner beats {_listed(names['beaten'])}."
+                f"Not for accuracy alone: as far as was seen, the winner is no better than "
+                f"{_listed(names['equal'])}. The winner beats {_listed(names['beaten'])}."
             )
         if names["equal"]:
             return (
-                "No gain was seen over what needs no search: "
-                f"{_listed(names['equal'])} is as good, as far as was seen."
+                "No gain was seen: the winner is no better, as far as was seen, than "
+                f"{_listed(names['equal'])}."
             )
         return f"Yes: the winner beats {_listed(names['beaten'])}."
 
@@ -306,8 +306,8 @@ def worth_table(worth: Worth) -> Table:
     table.add_column("network", overflow="fold")
     for column in (
         "latency ms (fresh <)",
-        "mAP50-95 [over images]",
-        "[over seeds]",
+        "mAP50-95 (over images)",
+        "(over seeds)",
         "gain, points [95 %]",
     ):
         table.add_column(column, justify="right", no_wrap=True)
@@ -363,7 +363,7 @@ def worth_section(worth: Worth) -> str:
 
 {worth.answer} {worth.cost}
 
-| network | latency ms (fresh <) | mAP50-95 [over images] | [over seeds] | gain, points [95 %] | \
+| network | latency ms (fresh <) | mAP50-95 (over images) | (over seeds) | gain, points [95 %] | \
 the winner is |
 |---|---|---|---|---|---|
 {rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -59,6 +60,7 @@ def worth(*rivals: Rival) -> Worth:
 BEATEN = rival("random search", 0.01, 0.02, 0.03)
 EQUAL = rival("most MACs that fits", -0.004, 0.002, 0.009)
 AHEAD = rival("uniform scaling", -0.03, -0.02, -0.01)
+OVER = dataclasses.replace(AHEAD, name="max", keeps=False)
 SAME = rival("slowest that fits", 0, 0, 0, same=True)
 
 
@@ -121,10 +123,18 @@ def test_sentence__says_plainly_who_is_better(one: Rival, words: str) -> None:
     ("rivals", "words"),
     [
         ((BEATEN,), "Yes: the winner beats random search."),
-        ((BEATEN, EQUAL), "Not for accuracy alone: most MACs that fits is as good"),
-        ((SAME, EQUAL), "No gain was seen over what needs no search: slowest that fits and most"),
+        (
+            (BEATEN, EQUAL),
+            "Not for accuracy alone: as far as was seen, the winner is no better than most",
+        ),
+        (
+            (SAME, EQUAL),
+            "No gain was seen: the winner is no better, as far as was seen, than slowest",
+        ),
         ((BEATEN, EQUAL, AHEAD), "No: uniform scaling did better"),
-        ((), "Nothing was compared"),
+        ((BEATEN, OVER), "Yes: the winner beats random search."),
+        ((OVER,), "Nothing that keeps the budget was compared"),
+        ((), "Nothing that keeps the budget was compared"),
     ],
 )
 def test_answer__is_as_good_as_the_strongest_rival(rivals: tuple[Rival, ...], words: str) -> None:
@@ -146,7 +156,14 @@ def test_worth__is_shown_in_the_terminal_in_markdown_and_in_files(tmp_path: Path
     printed = io.StringIO()
     Console(file=printed, width=160).print(worth_table(shown))
     for text in (printed.getvalue(), worth_section(shown)):
-        for words in ("trial 7", "+2.0 [+1.0, +3.0]", "the same network", "0.300 (< 0.310)"):
+        for words in (
+            "(over images)",
+            "(over seeds)",
+            "trial 7",
+            "+2.0 [+1.0, +3.0]",
+            "the same network",
+            "0.300 (< 0.310)",
+        ):
             assert words in text
     figure, table = write_worth(shown, tmp_path)
     assert "was it worth it?" in figure.read_text()
