@@ -232,8 +232,9 @@ def test_train_supernet__a_skipped_step_changes_no_statistics(
     assert all(tensor.isfinite().all() for tensor in detector.state_dict().values())
 
 
-def test_train_supernet__reduced_precision_trains(run: Run) -> None:
-    reduced = run(dataclasses.replace(TINY, amp="bf16"))
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_train_supernet__reduced_precision_trains(run: Run, amp: Any) -> None:
+    reduced = run(dataclasses.replace(TINY, amp=amp))
     full = run(dataclasses.replace(TINY, amp="off"))
     assert not _same(reduced, full)
     assert all(parameter.dtype == torch.float32 for parameter in reduced.parameters())
