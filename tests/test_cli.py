@@ -343,7 +343,7 @@ FLAGS = {
     "search": "--hardware --budget --data --space --runtime --precision --latency --table --prior "
     "--max-params --max-macs --max-size --max-memory --sampler --evaluations --accuracy --subset "
     "--study --as --resume --lambda --alpha --seed --quick --recipe --no-trust --confirm "
-    "--confirm-seeds --baselines --against --jobs --storage --workspace",
+    "--confirm-seeds --baselines --against --jobs --dry-run --storage --workspace",
     "front": "--study --lambda --budget --against --storage --workspace",
     "explain": "--study --output --storage --workspace",
     "trust": "--study --landmarks --seeds --iterations --jobs --threshold --storage --workspace",
