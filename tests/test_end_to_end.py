@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from tiny import tiny_space
 
 import nas
 from nas.api import export, front, measure_study, stored_request, train
@@ -27,32 +28,15 @@ from nas.space.architecture import Architecture
 pytestmark = pytest.mark.e2e
 
 README = Path(__file__).parents[1] / "README.md"
-TINY = """\
-name: tiny
-description: Two inputs and two widths.
-choices:
-  input: [64, 96]
-  hidden: [8, 16]
-  depth: [1, 2]
-  attention: [null, {kind: sparse, tokens: 8}]
-architecture:
-  input: $input
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: qarepvgg_csp, channels: 16, hidden: $hidden, depth: $depth}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  attention: {P4: $attention}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+TINY = tiny_space(
+    "input: [64, 96]",
+    "hidden: [8, 16]",
+    "depth: [1, 2]",
+    "attention: [null, {kind: sparse, tokens: 8}]",
+    size="$input",
+    p3="block: qarepvgg_csp, hidden: $hidden, depth: $depth",
+    attention="{P4: $attention}",
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,12 @@ such a step is a file whose size is looked at. What images take, once resized, n
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import gc
 import math
 import resource
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +27,14 @@ from nas.accuracy.dataset import Dataset, Split
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.training import Progress
 from nas.errors import InputError, StorageError
+from nas.searcher.memory import forget_peak, kibibytes, own_memory
 from nas.units import bytes_text
 
 __all__ = ["Hear", "Need", "Planned", "Room", "Steps", "require_room", "room_for"]
 
 _FEW = 4  # images of the larger of the two probes
 _CHECKPOINTS = 2  # a new one is written whole before it takes the place of the old one
-_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+_CGROUP = Path("/sys/fs/cgroup")
 
 Hear = Callable[[Progress], None]
 """Called after each step."""
@@ -187,40 +185,24 @@ def _peak(planned: Planned, images: int, path: Path) -> tuple[int, int]:
 
     split, recipe = planned.probe(images, accumulate=1, largest_only=1.0)
     path.unlink(missing_ok=True)
-    _forget_peak(planned.device)
+    if planned.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(planned.device)
+    else:  # where it cannot be forgotten, it is the process's so far, which is not too little
+        forget_peak()
     with saved_tensors_hooks(note, lambda tensor: tensor):
         planned.largest(split, recipe, path, None)
     if planned.device.type == "cuda":
         peak = int(torch.cuda.max_memory_reserved(planned.device))
     else:
-        peak = _own_memory("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = own_memory("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return peak, sum(sizes.values())
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        # What was used before and is kept for later would hide what a small step takes.
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        (_PROC / "self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return  # then the peak is that of the process so far, which is not too little
-
-
-def _own_memory(field: str) -> int:
-    """Return a line of what Linux says of this process's memory, in bytes; 0 if it says nothing."""
-    return _kibibytes(_PROC / "self/status", field)
 
 
 def _free_memory(device: torch.device) -> int | None:
     """Return the bytes that this process may hold in all, what it holds already included."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
-    available = _kibibytes(_PROC / "meminfo", "MemAvailable")
+    available = kibibytes(Path("/proc/meminfo"), "MemAvailable")
     if not available:
         return None
     try:  # a container may have less than its machine
@@ -229,16 +211,7 @@ def _free_memory(device: torch.device) -> int | None:
         available = min(available, max(int(limit) - used, 0)) if limit != "max" else available
     except OSError:
         pass
-    return available + _own_memory("VmRSS")
-
-
-def _kibibytes(file: Path, field: str) -> int:
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(found[0]) * 1024 if found else 0
+    return available + own_memory("VmRSS")
 
 
 def _resized(planned: Planned) -> tuple[int, int]:

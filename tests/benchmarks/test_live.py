@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tiny import tiny_space
 
 from nas.model.supernet import Supernet
 from nas.searcher.progress import Silent
@@ -19,29 +20,12 @@ from nas.searcher.supernets import supernet_digest
 from nas.units import Budget
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SPACE = """\
-name: small
-description: Four networks.
-choices:
-  hidden: [8, 16]
-  depth: [1, 2]
-architecture:
-  input: 64
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden, depth: $depth}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+SPACE = tiny_space(
+    "hidden: [8, 16]",
+    "depth: [1, 2]",
+    name="small",
+    p3="block: c2f, hidden: $hidden, depth: $depth",
+)
 
 
 @pytest.fixture(scope="module")

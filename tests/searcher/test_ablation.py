@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sqlalchemy import func, select
+from tiny import tiny_space
 
 from nas.errors import DatasetError, InputError, StudyError, UnknownNameError
 from nas.searcher.ablation import AblationRequest, ablate, cost_report
@@ -18,29 +19,11 @@ from nas.searcher.request import Workspace
 from nas.searcher.tables import AccuracyRow
 from nas.searcher.variants import Changes
 
-TINY = """\
-name: tiny
-description: Two widths and two depths.
-choices:
-  hidden: [8, 16]
-  depth: [1, 2]
-architecture:
-  input: 64
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: qarepvgg_csp, channels: 16, hidden: $hidden, depth: $depth}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+TINY = tiny_space(
+    "hidden: [8, 16]",
+    "depth: [1, 2]",
+    p3="block: qarepvgg_csp, hidden: $hidden, depth: $depth",
+)
 # `wide` is the network of hidden=16, and loss.box=2.5 is the baseline.
 CHANGES = Changes.parse(["hidden"], ["loss.box=2.5"], {"wide": {"hidden": 16}})
 NAMES = ["baseline", "hidden=16", "loss.box=2.5", "wide"]

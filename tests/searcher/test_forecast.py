@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny import tiny_space
 
 from nas import api
 from nas.errors import StudyError
@@ -10,29 +11,11 @@ from nas.results.forecast import duration_text, forecast_table
 from nas.searcher import request as requests
 from nas.searcher.progress import Silent
 
-TINY = """\
-name: tiny
-description: Two widths.
-choices:
-  input: [64, 96]
-  hidden: [4, 8]
-architecture:
-  input: $input
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+TINY = tiny_space(
+    "input: [64, 96]",
+    "hidden: [4, 8]",
+    size="$input",
+)
 
 
 class _Stops(Silent):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_space
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import StudyError
@@ -19,32 +20,15 @@ from nas.searcher.study import open_study
 from nas.space.space import Label, SearchSpace, load_space
 from nas.units import Budget
 
-SPACE = """\
-name: nested
-description: What a token count means depends on whether there is attention.
-choices:
-  input: [64, 96]
-  hidden: [8, 16]
-  where: {nowhere: {}, P4: {P4: {kind: sparse, tokens: $tokens}}}
-  tokens: [4, 8]
-architecture:
-  input: $input
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  attention: $where
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+SPACE = tiny_space(
+    "input: [64, 96]",
+    "hidden: [8, 16]",
+    "where: {nowhere: {}, P4: {P4: {kind: sparse, tokens: $tokens}}}",
+    "tokens: [4, 8]",
+    name="nested",
+    size="$input",
+    attention="$where",
+)
 BUDGET = Budget(1.0)
 HERE = Environment(
     device="d",

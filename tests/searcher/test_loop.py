@@ -10,6 +10,7 @@ from types import ModuleType
 
 import optuna
 import pytest
+from tiny import tiny_space
 
 from nas.accuracy.recipe import Recipe
 from nas.latency.clock import ClockSettings
@@ -28,30 +29,14 @@ from nas.searcher.trials import told_of
 from nas.units import Budget
 
 QUICK = ClockSettings(half_width=0.9, min_blocks=3, max_blocks=4, block_ms=2, warmup_ms=2)
-SPACE = """\
-name: small
-description: Widths and depths.
-choices:
-  hidden: [8, 12, 16, 20]
-  depth: [1, 2, 3]
-  coarse: [8, 12, 16, 20]
-architecture:
-  input: 64
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden, depth: $depth}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: $coarse}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+SPACE = tiny_space(
+    "hidden: [8, 12, 16, 20]",
+    "depth: [1, 2, 3]",
+    "coarse: [8, 12, 16, 20]",
+    name="small",
+    p3="block: c2f, hidden: $hidden, depth: $depth",
+    p5="hidden: $coarse",
+)
 
 
 @pytest.fixture

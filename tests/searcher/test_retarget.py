@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_space
 
 from nas.errors import BudgetError, SpaceError, StudyError, UnknownNameError
 from nas.latency.runtimes.onnxruntime import OnnxRuntime
@@ -27,30 +28,14 @@ from nas.searcher.study import open_study
 from nas.searcher.supernets import supernet_of, weights_of
 from nas.units import Budget
 
-SPACE = """\
-name: small
-description: Widths and depths.
-choices:
-  hidden: [8, 16]
-  depth: [1, 2]
-  coarse: [8, 16]
-architecture:
-  input: 64
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden, depth: $depth}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: $coarse}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+SPACE = tiny_space(
+    "hidden: [8, 16]",
+    "depth: [1, 2]",
+    "coarse: [8, 16]",
+    name="small",
+    p3="block: c2f, hidden: $hidden, depth: $depth",
+    p5="hidden: $coarse",
+)
 WIDE = Budget(100.0)
 _RUN = ("command", "space", "data", "recipe", "hardware", "runtime", "seed", "versions")
 

@@ -9,34 +9,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny import tiny_space
 
 from nas.accuracy.training import train_detector
 from nas.model.detector import Detector
 from nas.searcher.team import Due
 
 SCRIPT = Path(__file__).with_name("together.py")
-TINY = """\
-name: tiny
-description: Two widths.
-choices:
-  hidden: [4, 8]
-architecture:
-  input: 64
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+TINY = tiny_space(
+    "hidden: [4, 8]",
+)
 
 
 @pytest.fixture(scope="module")

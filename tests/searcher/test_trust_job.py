@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny import tiny_space
 
 from nas.errors import InputError, NasError, StudyError, TrainingError
 from nas.model.supernet import Supernet
@@ -21,29 +22,12 @@ from nas.searcher.supernets import supernet_digest
 from nas.searcher.trust_job import PURPOSE, Effort, check_trust
 from nas.units import Budget
 
-SPACE = """\
-name: small
-description: Widths and depths.
-choices:
-  hidden: [8, 12, 16, 20]
-  depth: [1, 2, 3]
-architecture:
-  input: 64
-  stem: {channels: 8}
-  backbone:
-    P2: {block: c2f, channels: 16, hidden: 8}
-    P3: {block: c2f, channels: 16, hidden: $hidden, depth: $depth}
-    P4: {block: c2f, channels: 16, hidden: 8}
-    P5: {block: c2f, channels: 16, hidden: 8}
-  neck:
-    top_down:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P3: {block: c2f, channels: 16, hidden: 8}
-    bottom_up:
-      P4: {block: c2f, channels: 16, hidden: 8}
-      P5: {block: c2f, channels: 16, hidden: 8}
-  head: {channels: 16}
-"""
+SPACE = tiny_space(
+    "hidden: [8, 12, 16, 20]",
+    "depth: [1, 2, 3]",
+    name="small",
+    p3="block: c2f, hidden: $hidden, depth: $depth",
+)
 EFFORT = Effort(landmarks=5, seeds=1, iterations=2, jobs=1)
 
 
