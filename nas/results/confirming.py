@@ -41,7 +41,7 @@ from nas.units import percent
 
 __all__ = ["Confirmer", "Winner"]
 
-_MOST_TRIED = 6  # choices of one rule that are measured before it is given up
+_MOST_TRIED = 20  # choices of one rule that are measured before it is given up
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Winner:
 class _Queue:
     """Contestants in the order in which they are preferred, and how many are wanted."""
 
+    name: str
     waiting: Iterator[Contestant]
     wanted: int
     admitted: list[Contestant] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Confirmer:
         self._measured: dict[str, Rebuilt] = {}
         self._rivals: list[Contestant] = []
         self._confirmed: list[Contestant] = []
+        self._missing: tuple[str, ...] = ()
 
     def winner(self, rows: Sequence[pd.Series], *, compared: bool) -> Winner | None:
         """Choose among candidates of the study; None if none surely keeps the budget.
@@ -111,12 +113,15 @@ class Confirmer:
             EngineError: no candidate's engine can be built.
             TrainingError: a process was killed.
         """
-        queue = _Queue(self._contestants(rows), self._setting.request.confirmation.candidates)
+        queue = _Queue(
+            "front", self._contestants(rows), self._setting.request.confirmation.candidates
+        )
         rules = self._rules() if compared else []
         self._admit([queue, *rules])
         if compared and queue.admitted:
             self._rivals = [one for rule in rules for one in rule.admitted]
             self._rivals += self._named(queue.admitted[0].candidate.precision)
+            self._missing = tuple(rule.name for rule in rules if not rule.admitted)
         while queue.admitted:
             trained = self.tunings.train([*queue.admitted, *self._rivals])
             self._confirmed += queue.admitted
@@ -169,6 +174,7 @@ class Confirmer:
                 for theirs in [self._tested(one)]
             ),
             seconds=self._seconds(),
+            missing=self._missing,
         )
 
     def _contestants(self, rows: Sequence[pd.Series]) -> Iterator[Contestant]:
@@ -186,7 +192,7 @@ class Confirmer:
             rules.append(random_search(self._setting, self._result, self._judge, self._listener))
         elif wanted == "all":
             self._listener.say("Random search needs a supernet, or costs as much as a search.")
-        return [_Queue(self._tried(rule), 1) for rule in rules]
+        return [_Queue(rule.name, self._tried(rule), 1) for rule in rules]
 
     def _tried(self, rule: Rule) -> Iterator[Contestant]:
         for candidate in itertools.islice(rule.choices, _MOST_TRIED):

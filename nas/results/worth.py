@@ -196,6 +196,7 @@ class Worth:
         rivals: what it is compared with.
         seconds: what it cost: `supernet`, `search`, `confirmation`, `baselines`; None is unknown.
             Trainings count the time of their processes, which may run side by side.
+        missing: rules none of whose first choices surely keeps the budget.
     """
 
     study: str
@@ -210,6 +211,7 @@ class Worth:
     winner: Rival
     rivals: tuple[Rival, ...]
     seconds: Mapping[str, float | None]
+    missing: tuple[str, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -247,8 +249,14 @@ class Worth:
             f"mAP50-95 of the engines on {self.images} {self.split} images, mean of {trained}, "
             f"{self.iterations} steps of training each; gain = winner minus the other, in "
             f"points of 100, 95 % interval over {about}. Latency: mean of several builds, and "
-            f"what a fresh one stays below{_confidently(self.confidence)}."
+            f"what a fresh one stays below{_confidently(self.confidence)}.{self._left_out}"
         )
+
+    @property
+    def _left_out(self) -> str:
+        if not self.missing:
+            return ""
+        return f" Not compared: {_listed(self.missing)}, whose first choices may break the budget."
 
     @property
     def cost(self) -> str:
@@ -278,6 +286,7 @@ class Worth:
             "delivered": Estimate(**delivered),
             "winner": Rival.from_dict(values["winner"]),
             "rivals": tuple(Rival.from_dict(one) for one in values["rivals"]),
+            "missing": tuple(values.get("missing", ())),
         }
         return cls(**{**values, **read})
 

@@ -170,3 +170,11 @@ def test_worth__is_shown_in_the_terminal_in_markdown_and_in_files(tmp_path: Path
     rows = pd.read_csv(table)
     assert rows["name"].tolist() == ["trial 7", "random search", "slowest that fits"]
     assert rows["gain"].tolist()[1:] == [0.02, 0.0]
+
+
+def test_worth__rules_that_nothing_keeps_are_named_and_stored() -> None:
+    found = dataclasses.replace(worth(BEATEN), missing=("most MACs that fits", "slowest that fits"))
+    text = "Not compared: most MACs that fits and slowest that fits"
+    assert text in found.caption
+    assert text in Worth.from_dict(json.loads(json.dumps(found.as_dict()))).caption
+    assert "Not compared" not in worth(BEATEN).caption
