@@ -39,7 +39,7 @@ class Teacher:
 
     Args:
         architecture: of the network, at the size that it was trained for.
-        digest: of its file.
+        digest: of its weights; the bytes of a file differ from one writing to the next.
         build: the network for an input size, with its weights; its statistics hold if the size is
             its own and `calibrated`.
         images: training images, to collect statistics on.
@@ -68,7 +68,6 @@ class Teacher:
         """
         weights = path / "weights.safetensors" if path.is_dir() else path
         try:
-            digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
             with safe_open(weights, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
@@ -77,6 +76,7 @@ class Teacher:
                 f"The teacher {path} cannot be read: {error}.",
                 "Give the folder of a bundle, or a file of a trained detector or supernet.",
             ) from error
+        digest = _digest(tensors)
         if "architectures" in metadata:
             supernet = Supernet.load(weights)
             largest = max(supernet.architectures, key=lambda one: profile(one).macs)
@@ -119,6 +119,14 @@ class Teacher:
         finally:
             handle.remove()
         return predictions, kept[0]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
