@@ -63,8 +63,8 @@ def test_room__memory_follows_the_batch_and_its_parts(
         room_for(planned(Recipe(batch_size=size, accumulate=accumulate), side=160), tmp_path)
         for size, accumulate in [(4, 1), (16, 1), (16, 4)]
     )
-    # A real step with the whole batch, beyond one with a few images: by the peaks of the process, or
-    # by the tensors kept where memory that it has held from before hides them.
+    # A real step with the whole batch, beyond one with a few images: by the peaks of the process,
+    # or by the tensors kept, where memory that it has held from before hides them.
     plan = planned(side=160)
     small, large = (room._peak(plan, images, tmp_path / "at") for images in (4, 16))
     taken = max(high - low for low, high in zip(small, large, strict=True))
