@@ -154,6 +154,15 @@ def test_worker__is_warm_until_it_is_closed(worker: Worker, graph: bytes) -> Non
     assert _measures(worker, graph)
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell starts what runs in the background deaf to interrupts; here they are heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_worker__interrupt_ends_what_it_does(
     worker: Worker, marked: Callable[[str], bytes]
 ) -> None:
