@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows.append(row_of(result, sampler, seed))
                 found.append(result.scored)
     table = pd.DataFrame(rows)
-    everything = pd.concat(found).drop_duplicates(["architecture", "precision"])
+    everything = pd.concat(found, ignore_index=True)
+    everything = everything.drop_duplicates(["architecture", "precision"])
     summary = {**compared(table), "all_candidates": of_all(everything)}
     console.print(table.to_string(index=False), markup=False)
     console.print(summary)
