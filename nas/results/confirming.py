@@ -31,10 +31,11 @@ from nas.searcher.confirmation import Contestant, FineTunings, Start
 from nas.searcher.costs import search_seconds
 from nas.searcher.engines import TrainedGraph
 from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.judges import inheriting
 from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.setting import Setting
-from nas.searcher.supernets import supernet_of, training_seconds, weights_of
+from nas.searcher.supernets import training_seconds, weights_of
 from nas.searcher.tables import TrainingRow
 from nas.space.architecture import Candidate
 from nas.units import percent
@@ -348,12 +349,4 @@ def _judge_of(setting: Setting, listener: Listener) -> AccuracyJudge | None:
     """Return who hands down the weights of the supernet; None where there is none."""
     if setting.request.accuracy == "training":
         return None
-    return AccuracyJudge(
-        supernet_of(setting, listener),
-        weights_of(setting),
-        setting.dataset,
-        setting.runtime,
-        setting.database,
-        listener,
-        setting.request.workspace.statistics,
-    )
+    return inheriting(setting, listener)

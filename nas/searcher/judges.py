@@ -18,7 +18,7 @@ from nas.searcher.supernets import supernet_of, weights_of
 from nas.searcher.trials import Told
 from nas.space.architecture import Candidate
 
-__all__ = ["Judge", "SharedWeights", "open_judge", "own_training"]
+__all__ = ["Judge", "SharedWeights", "inheriting", "open_judge", "own_training"]
 
 
 class Judge(Protocol):
@@ -83,20 +83,33 @@ def open_judge(setting: Setting, listener: Listener) -> Judge:
                 "Start a new search for the other target; it finds the trainings that ended.",
             )
         return own_training(setting, listener)
-    weights = weights_of(setting)
-    if not request.parent and request.workspace.supernet(weights).exists():
+    if not request.parent and request.workspace.supernet(weights_of(setting)).exists():
         listener.say("The supernet of this space, data and recipe is trained already.")
-    judge = AccuracyJudge(
+    subset = subset_size(len(setting.dataset.validation), request.subset)
+    return SharedWeights(setting, inheriting(setting, listener, subset))
+
+
+def inheriting(setting: Setting, listener: Listener, subset: int | None = None) -> AccuracyJudge:
+    """Make a judge that gives networks the weights of the supernet, trained first if there is none.
+
+    Args:
+        setting: of the search.
+        listener: hears of the training, and of engines that depart from their networks.
+        subset: see `AccuracyJudge`.
+
+    Raises:
+        StorageError, TrainingError, KeyboardInterrupt: as `supernet_of`.
+    """
+    return AccuracyJudge(
         supernet_of(setting, listener),
-        weights,
+        weights_of(setting),
         setting.dataset,
         setting.runtime,
         setting.database,
         listener,
-        request.workspace.statistics,
-        subset_size(len(setting.dataset.validation), request.subset),
+        setting.request.workspace.statistics,
+        subset,
     )
-    return SharedWeights(setting, judge)
 
 
 def own_training(setting: Setting, listener: Listener) -> OwnTraining:

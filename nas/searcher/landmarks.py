@@ -20,10 +20,10 @@ from nas.errors import EngineError, ExportError, MeasurementError
 from nas.latency.latency import Latency
 from nas.model.detector import profile
 from nas.searcher.evaluation import AccuracyJudge
+from nas.searcher.judges import inheriting
 from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.setting import Setting
-from nas.searcher.supernets import supernet_of, weights_of
 from nas.space.architecture import Candidate
 
 __all__ = ["Landmark", "choose_landmarks", "spread"]
@@ -117,7 +117,7 @@ def _sampled(setting: Setting, count: int, known: set[str], listener: Listener) 
     """Draw networks that keep budget and bounds, and score them with the supernet."""
     if count <= 0:
         return []
-    judge = _judge(setting, listener)
+    judge = inheriting(setting, listener)
     listener.stage("Score landmarks", count)
     generator = np.random.default_rng([setting.request.seed, _STREAM])
     found: list[Landmark] = []
@@ -137,18 +137,6 @@ def _sampled(setting: Setting, count: int, known: set[str], listener: Listener) 
         if len(found) == count:
             break
     return found
-
-
-def _judge(setting: Setting, listener: Listener) -> AccuracyJudge:
-    return AccuracyJudge(
-        supernet_of(setting, listener),
-        weights_of(setting),
-        setting.dataset,
-        setting.runtime,
-        setting.database,
-        listener,
-        setting.request.workspace.statistics,
-    )
 
 
 def _scored(
