@@ -26,7 +26,8 @@ import numpy as np
 from nas.errors import InputError
 from nas.space.architecture import Architecture
 from nas.space.references import flatten
-from nas.space.space import Label, Point, SearchSpace
+from nas.space.space import Point, SearchSpace
+from nas.space.space_file import Label
 
 __all__ = ["Cost", "Draws", "Rule", "Sample", "Subnets"]
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedKFold
 
 from nas.searcher.importance_sample import NOT_READ
-from nas.space.space import Label
+from nas.space.space_file import Label
 
 __all__ = [
     "SPARE",

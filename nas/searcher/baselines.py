@@ -33,7 +33,8 @@ from nas.searcher.progress import Listener
 from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.setting import Setting
 from nas.space.architecture import Architecture, Candidate
-from nas.space.space import Label, Point, SearchSpace
+from nas.space.space import Point, SearchSpace
+from nas.space.space_file import Label
 from nas.space.subject import is_file, read_architecture
 
 __all__ = [

@@ -1,59 +1,37 @@
-"""Our own tables, in the same database as Optuna's study.
+"""Our own tables, in the same database as Optuna's study: what the rest of the project sees of SQL.
 
-`Database` is what the rest of the project sees of SQL: it stores what was measured, so that nothing
-is measured twice, and gives the final table of a study. Every method is one short transaction that
-begins with its write: SQLite then waits for its turn instead of failing half-way. Storing the same
-thing twice is harmless.
-
-The schema is made and upgraded by Alembic when a database is opened, under a lock, because neither
-SQLite nor PostgreSQL lets two processes create the same tables at once.
+`Database` stores what was measured, so that nothing is measured twice, what networks that were
+trained for themselves came to, and here what became of a study: its evaluations, its fronts and its
+runs. Storing the same thing twice is harmless.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
 
-from nas.accuracy.evaluate import Accuracy, Agreement
 from nas.errors import NasError, StorageError
-from nas.latency.clock import Timing
-from nas.latency.hardware import Environment
-from nas.latency.latency import Latency, Source
-from nas.searcher.connection import (
-    BUSY_TIMEOUT_S,
-    create_engine,
-    masked,
-    parse_url,
-    sqlite_path,
-    translated,
-)
+from nas.latency.latency import Latency
 from nas.searcher.estimate import Estimate
-from nas.searcher.migrations import upgrade
+from nas.searcher.measurement_tables import MeasurementTables
 from nas.searcher.tables import (
-    ABLATION_COLUMNS,
     EVALUATION_COLUMNS,
     AblationRow,
     AccuracyRow,
     ArchitectureRow,
-    EnvironmentRow,
     EvaluationRow,
     FrontRow,
     LatencyRow,
-    ReferenceRow,
     ReportRow,
-    Row,
     RunRow,
-    SubsetScoreRow,
     TrainingRow,
 )
+from nas.searcher.training_tables import TrainingTables
 
 __all__ = ["Database", "State"]
 
@@ -61,210 +39,10 @@ State = Literal["complete", "stopped", "infeasible", "failed", "duplicate"]
 """What can become of a trial; a stopped one was scored in part, and left at that."""
 
 _RUN_STATES = ("running", "finished", "interrupted", "failed")
-_AnyRow = TypeVar("_AnyRow", bound=Row)
 
 
-class Database:
-    """A database that is open, has the newest schema, and can be written to.
-
-    Args:
-        url: `sqlite:///studies/nas.db` (the folder is made) or `postgresql://user@host/name`.
-        busy_timeout_s: how long a write waits for another process on SQLite.
-
-    Raises:
-        StorageError: no such dialect, no server, no permission, not a database, or a schema that a
-            newer version of this project wrote.
-        MissingPackageError: the driver is not installed.
-    """
-
-    def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        self.url = parse_url(url)
-        self.busy_timeout_s = busy_timeout_s
-        self._make_folder()
-        self.engine = create_engine(self.url, busy_timeout_s)
-        with ExitStack() as stack, translated(self.url):
-            stack.callback(self.close)  # unless all goes well
-            upgrade(self.engine)
-            stack.pop_all()
-
-    def __enter__(self) -> Database:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __str__(self) -> str:
-        return masked(self.url)
-
-    def close(self) -> None:
-        """Close the connections; the next use would open new ones."""
-        self.engine.dispose()
-
-    # Architectures and environments
-
-    def add_architecture(
-        self,
-        digest: str,
-        *,
-        space: str,
-        text: str,
-        parameters: int | None = None,
-        macs: int | None = None,
-    ) -> None:
-        """Store a network's canonical description; known counts replace unknown ones."""
-        row = {"digest": digest, "space": space, "text": text}
-        counts = {"parameters": parameters, "macs": macs}
-        known = {name: int(count) for name, count in counts.items() if count is not None}
-        self._upsert(ArchitectureRow, row | known, keys=["digest"], replace=known)
-
-    def find_architecture(self, digest: str) -> ArchitectureRow | None:
-        """Find a network by its digest."""
-        return self._first(ArchitectureRow, digest=digest)
-
-    def add_environment(self, digest: str, description: Mapping[str, Any]) -> None:
-        """Store what a latency is measured under."""
-        row = {"digest": digest, "description": dict(description)}
-        self._upsert(EnvironmentRow, row, keys=["digest"])
-
-    def find_environment(self, digest: str) -> EnvironmentRow | None:
-        """Find an environment by its digest."""
-        return self._first(EnvironmentRow, digest=digest)
-
-    def add_reference(
-        self, environment_digest: str, ms: float, low_ms: float, high_ms: float
-    ) -> None:
-        """Store the reference network's latency; the first calibration of an environment stays.
-
-        Latencies are multiples of it: a second one would change the unit of those already stored.
-        """
-        row = {
-            "environment": environment_digest,
-            "ms": float(ms),
-            "low_ms": float(low_ms),
-            "high_ms": float(high_ms),
-        }
-        self._upsert(ReferenceRow, row, keys=["environment"])
-
-    def find_reference(self, environment_digest: str) -> float | None:
-        """Find the reference network's latency in ms under an environment."""
-        row = self._first(ReferenceRow, environment=environment_digest)
-        return row.ms if row else None
-
-    # Latencies and accuracies: caches that outlive a study
-
-    def add_latency(self, key: str, latency: Latency, timing: Timing | None) -> None:
-        """Store a latency and its environment, in place of an earlier one with that key."""
-        self.add_environment(latency.environment.digest, latency.environment.as_dict())
-        row = {
-            "key": key,
-            "precision": latency.environment.precision,
-            "environment": latency.environment.digest,
-            "ms": float(latency.ms),
-            "low_ms": float(latency.low_ms),
-            "high_ms": float(latency.high_ms),
-            "source": latency.source,
-            "timing": dataclasses.asdict(timing) if timing else None,
-            "runs": timing.runs if timing else None,
-            "converged": timing.converged if timing else None,
-            "other_load": timing.other_load if timing else None,
-            "created": datetime.now(UTC),
-        }
-        self._upsert(LatencyRow, row, keys=["key", "environment"], replace=row)
-
-    def find_latency(self, key: str) -> Latency | None:
-        """Find the latest latency that was stored under a key."""
-        query = (
-            select(LatencyRow, EnvironmentRow)
-            .join(EnvironmentRow, LatencyRow.environment == EnvironmentRow.digest)
-            .where(LatencyRow.key == key)
-            .order_by(LatencyRow.created.desc())
-        )
-        with self._session() as session:
-            found = session.execute(query.limit(1)).first()
-        if found is None:
-            return None
-        row, environment = found
-        return Latency(
-            ms=row.ms,
-            low_ms=row.low_ms,
-            high_ms=row.high_ms,
-            source=cast("Source", row.source),
-            environment=Environment.from_dict(environment.description),
-        )
-
-    def add_accuracy(
-        self,
-        architecture: str,
-        precision: str,
-        accuracy: Accuracy,
-        *,
-        data: str,
-        weights_digest: str = "",
-        seconds: float | None = None,
-    ) -> int:
-        """Store an accuracy, in place of an earlier one of the same artifact, and return its row.
-
-        Args:
-            architecture: digest of a stored architecture.
-            precision: what the artifact computes in.
-            accuracy: what was scored.
-            data: digest of the data set.
-            weights_digest: which weights, such as the digest of the supernet that they come from.
-            seconds: what it cost.
-        """
-        row = dataclasses.asdict(accuracy) | {
-            **_agreement_columns(accuracy.agreement),
-            "architecture": architecture,
-            "precision": precision,
-            "data": data,
-            "weights_digest": weights_digest,
-            "seconds": seconds,
-            "created": datetime.now(UTC),
-        }
-        keys = ["architecture", "precision", "data", "split", "weights", "weights_digest"]
-        return self._upsert(AccuracyRow, row, keys=[*keys, "artifact"], replace=row)
-
-    def find_accuracy(
-        self,
-        architecture: str,
-        precision: str,
-        *,
-        data: str,
-        split: str,
-        weights: str,
-        artifact: str,
-        weights_digest: str = "",
-    ) -> tuple[int, Accuracy] | None:
-        """Find a stored accuracy and the number of its row."""
-        row = self._first(
-            AccuracyRow,
-            architecture=architecture,
-            precision=precision,
-            data=data,
-            split=split,
-            weights=weights,
-            artifact=artifact,
-            weights_digest=weights_digest,
-        )
-        if row is None:
-            return None
-        values = {one.name: getattr(row, one.name) for one in dataclasses.fields(Accuracy)}
-        return row.id, Accuracy(**values | {"agreement": _agreement_of(row)})
-
-    def add_subset_score(self, **values: Any) -> None:
-        """Store a score on part of the validation images, in place of an earlier one.
-
-        Args:
-            values: columns of `nas.searcher.tables.SubsetScoreRow`.
-        """
-        keys = ["architecture", "precision", "data", "weights_digest", "artifact", "images"]
-        self._upsert(SubsetScoreRow, values, keys=keys, replace=values)
-
-    def find_subset_score(self, **values: Any) -> SubsetScoreRow | None:
-        """Find a score on part of the validation images by the columns that it is unique in."""
-        return self._first(SubsetScoreRow, **values)
-
-    # A study: its evaluations, fronts and runs
+class Database(MeasurementTables, TrainingTables):
+    """All of our tables; opened as `nas.searcher.open_database.OpenDatabase` says."""
 
     def add_evaluation(  # noqa: PLR0913
         self,
@@ -342,9 +120,7 @@ class Database:
             .where(EvaluationRow.study_name == study)
             .order_by(EvaluationRow.trial_number)
         )
-        with self._session() as session:
-            rows = [tuple(row) for row in session.execute(query)]
-        return pd.DataFrame(rows, columns=[column.name for column in EVALUATION_COLUMNS])
+        return self._frame(query)
 
     def add_front(
         self,
@@ -432,132 +208,6 @@ class Database:
         with self._session() as session:
             for table in (AblationRow, EvaluationRow, FrontRow, ReportRow, RunRow, TrainingRow):
                 session.execute(delete(table).where(table.study_name == study))
-
-    # An ablation study: its trainings
-
-    def add_ablation(self, study: str, **values: Any) -> None:
-        """Store what a variant came to with a seed; a second call replaces the first.
-
-        Args:
-            study: name of the study.
-            values: columns of `nas.searcher.tables.AblationRow`.
-        """
-        row = {"study_name": study, **values}
-        self._upsert(AblationRow, row, keys=["study_name", "variant", "seed"], replace=row)
-
-    def ablation_rows(self, study: str) -> list[AblationRow]:
-        """Return the trainings of an ablation study, in the order in which they were stored."""
-        return self._of_study(AblationRow, study)
-
-    def ablations(self, study: str) -> pd.DataFrame:
-        """Return the trainings of an ablation study, variant by variant, with their results."""
-        query = (
-            select(*ABLATION_COLUMNS)
-            .join(ArchitectureRow, AblationRow.architecture == ArchitectureRow.digest)
-            .outerjoin(AccuracyRow, AblationRow.accuracy_id == AccuracyRow.id)
-            .where(AblationRow.study_name == study)
-            .order_by(AblationRow.position, AblationRow.variant, AblationRow.seed)
-        )
-        with self._session() as session:
-            rows = [tuple(row) for row in session.execute(query)]
-        return pd.DataFrame(rows, columns=[column.name for column in ABLATION_COLUMNS])
-
-    # What a study is worth: networks trained for themselves, and reports about them
-
-    def add_training(self, study: str, **values: Any) -> None:
-        """Store what a training came to on a split; a second call replaces the first.
-
-        Args:
-            study: name of the study.
-            values: columns of `nas.searcher.tables.TrainingRow`.
-        """
-        row = {"study_name": study, **values}
-        keys = ["study_name", "purpose", "architecture", "precision"]
-        keys += ["start", "recipe", "seed", "split"]
-        self._upsert(TrainingRow, row, keys=keys, replace=row)
-
-    def trainings(self, study: str, purpose: str) -> list[TrainingRow]:
-        """Return the trainings of a study for a purpose, in the order in which they were stored."""
-        return [row for row in self._of_study(TrainingRow, study) if row.purpose == purpose]
-
-    def add_report(self, study: str, kind: str, content: Mapping[str, Any]) -> None:
-        """Store a report: plain values for JSON."""
-        with self._session() as session:
-            session.add(ReportRow(study_name=study, kind=kind, content=dict(content)))
-
-    def find_report(self, study: str, kind: str) -> dict[str, Any] | None:
-        """Return the latest report of a kind about a study."""
-        reports = [row for row in self._of_study(ReportRow, study) if row.kind == kind]
-        return reports[-1].content if reports else None
-
-    # How it is done
-
-    def _make_folder(self) -> None:
-        path = sqlite_path(self.url)
-        if path is None:
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"The folder of a database must exist or be made, and {path.parent} cannot: "
-                f"{error.strerror}.",
-                "Give a path that you may write to.",
-            ) from error
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with (
-            translated(self.url),
-            Session(self.engine, expire_on_commit=False) as session,
-            session.begin(),
-        ):
-            yield session
-
-    def _first(self, table: type[_AnyRow], **values: Any) -> _AnyRow | None:
-        with self._session() as session:
-            return session.scalars(select(table).filter_by(**values).limit(1)).first()
-
-    def _of_study(self, table: type[_AnyRow], study: str) -> list[_AnyRow]:
-        with self._session() as session:
-            rows = session.scalars(select(table).filter_by(study_name=study).order_by("id"))
-            return list(rows)
-
-    def _upsert(
-        self,
-        table: type[Row],
-        values: Mapping[str, Any],
-        *,
-        keys: Sequence[str],
-        replace: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Insert a row, or replace some values of the one with its keys; return its id, if any."""
-        insert = sqlite.insert if self.url.get_backend_name() == "sqlite" else postgresql.insert
-        statement = insert(table).values(**values)
-        changed = {name: value for name, value in (replace or {}).items() if name not in keys}
-        if changed:
-            statement = statement.on_conflict_do_update(index_elements=keys, set_=changed)
-        else:
-            statement = statement.on_conflict_do_nothing(index_elements=keys)
-        with self._session() as session:
-            if not changed or not hasattr(table, "id"):
-                session.execute(statement)
-                return 0
-            return int(session.execute(statement.returning(table.id)).scalar_one())
-
-
-def _agreement_columns(agreement: Agreement | None) -> dict[str, Any]:
-    return {
-        "agreement": agreement.share if agreement else None,
-        "compared_images": agreement.images if agreement else None,
-        "compared_with": agreement.reference if agreement else None,
-    }
-
-
-def _agreement_of(row: AccuracyRow) -> Agreement | None:
-    if row.compared_images is None or row.compared_with is None:
-        return None
-    return Agreement(row.agreement, row.compared_images, row.compared_with)
 
 
 def _estimate_columns(estimate: Estimate) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from nas.errors import InputError, NasError, StudyError
 from nas.searcher.connection import translated
 from nas.searcher.database import Database
+from nas.searcher.opening import open_storage
 from nas.searcher.request import Request
-from nas.searcher.study import open_storage
 from nas.space.references import Reference
-from nas.space.space import Label, Point, SearchSpace, load_space
+from nas.space.space import Point, SearchSpace, load_space
+from nas.space.space_file import Label
 
 __all__ = ["NOT_READ", "Sample"]
 

@@ -28,6 +28,7 @@ from nas.searcher.costs import charged
 from nas.searcher.database import State
 from nas.searcher.estimate import Estimate
 from nas.searcher.judges import Judge, open_judge
+from nas.searcher.opening import open_study, study_names
 from nas.searcher.points import decode
 from nas.searcher.progress import Listener, Member, Status
 from nas.searcher.result import StudyResult
@@ -43,10 +44,10 @@ from nas.searcher.retarget import (
 from nas.searcher.sampler import AUTONAC
 from nas.searcher.screening import check_budget
 from nas.searcher.setting import Setting
-from nas.searcher.study import Proposal, Study, Told, open_study, study_names
+from nas.searcher.study import Proposal, Study, Told
 from nas.searcher.supernets import weights_of
 from nas.space.architecture import Candidate
-from nas.space.space import Label
+from nas.space.space_file import Label
 from nas.units import Budget
 
 __all__ = ["search"]

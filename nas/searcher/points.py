@@ -15,7 +15,8 @@ from typing import Any, cast
 from optuna.trial import BaseTrial, FixedTrial
 
 from nas.errors import StudyError
-from nas.space.space import Label, Point
+from nas.space.space import Point
+from nas.space.space_file import Label
 
 __all__ = ["Parameters", "decode", "encode", "is_ordered", "suggest"]
 

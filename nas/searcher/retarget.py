@@ -25,15 +25,17 @@ from nas.latency.hardware import Hardware
 from nas.searcher.connection import translated
 from nas.searcher.database import Database
 from nas.searcher.judges import Judge
+from nas.searcher.opening import open_storage, quiet_optuna, study_names
 from nas.searcher.request import Parent, Request
 from nas.searcher.setting import Setting
-from nas.searcher.study import Study, open_storage, quiet_optuna, study_names
+from nas.searcher.study import Study
 from nas.searcher.supernets import require_inherited
 from nas.searcher.tables import RunRow
 from nas.searcher.trials import Told, told_of
 from nas.space.architecture import Candidate
 from nas.space.front import front_indices
-from nas.space.space import Label, Point, load_space
+from nas.space.space import Point, load_space
+from nas.space.space_file import Label
 from nas.units import Budget
 
 __all__ = [

@@ -26,7 +26,7 @@ def rewrite_study(
 ) -> None:
     """Replace every trial of a study by what `change` makes of it.
 
-    Nobody else may use the study meanwhile; see `nas.searcher.study.open_study`.
+    Nobody else may use the study meanwhile; see `nas.searcher.opening.open_study`.
     """
     finish_rewriting(storage, name)
     before = optuna.load_study(study_name=name, storage=storage)

@@ -16,7 +16,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import StudyError
-from nas.space.space import Label
+from nas.space.space_file import Label
 from nas.units import Budget
 
 __all__ = ["PLACEHOLDER", "Proposal", "Told", "in_range", "plain", "told_of"]

@@ -26,11 +26,11 @@ from nas.model.detector import Detector
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive, translated
 from nas.searcher.landmarks import Landmark, choose_landmarks
+from nas.searcher.opening import open_storage, quiet_optuna
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.searcher.result import FULL_TRUST, SHORT_TRUST, StudyResult
 from nas.searcher.setting import Setting
-from nas.searcher.study import open_storage, quiet_optuna
 from nas.searcher.tables import TrainingRow
 from nas.searcher.trust import LEAST_LANDMARKS, THRESHOLD, Trust
 from nas.space.architecture import digest_of

@@ -24,11 +24,11 @@ from nas.latency.oracle import MeasuringOracle
 from nas.searcher.connection import LockedError, exclusive, translated
 from nas.searcher.database import Database
 from nas.searcher.latency_judge import LatencyJudge
+from nas.searcher.opening import open_storage, quiet_optuna
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.searcher.result import candidate_of
 from nas.searcher.rewriting import retold, rewrite_study
-from nas.searcher.study import open_storage, quiet_optuna
 
 __all__ = ["Upgrade", "upgrade_study"]
 

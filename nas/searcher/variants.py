@@ -18,7 +18,8 @@ from nas.accuracy.recipe_fields import Value, field_value, parse_field, read_rec
 from nas.errors import InputError, SpaceError, UnknownNameError
 from nas.searcher.switches import find_switch
 from nas.space.architecture import Candidate, Precision, digest_of
-from nas.space.space import Label, Point, SearchSpace, load_space
+from nas.space.space import Point, SearchSpace, load_space
+from nas.space.space_file import Label
 from nas.space.subject import find_anchor, is_file, read_architecture
 
 __all__ = [

@@ -1,24 +1,7 @@
 """A search space: an architecture with holes, and what may fill them.
 
-The YAML names its choices once and refers to them as `$name` wherever the architecture, or the
-precision, leaves something open; two references to one name are filled alike. An option may be a
-number, a word, nothing (`null`) or a whole record::
-
-    choices:
-      input: [320, 640]                                # labels are derived: 320 and 640
-      insertion:                                       # or given: none and P5
-        none: {}
-        P5: {P5: {tokens: $k}}                         # an option may refer to other choices
-      k: [16, 64]
-      width: {small: {p3: 32, p4: 64}, large: {p3: 64, p4: 128}}
-    architecture:
-      input: $input
-      attention: $insertion
-      backbone: {P3: {channels: $width.p3, ...}, ...}  # one field of a record
-
-Options are written from small to large: the first ones together are the anchor `min`, the last ones
-`max`. A token count that a choice gives means all positions where a smaller map has fewer; one that
-the architecture states must fit every map that it meets.
+`space_file.py` shows how one is written. A token count that a choice gives means all positions
+where a smaller map has fewer; one that the architecture states must fit every map that it meets.
 
 A point of the space maps every choice to a *label*: the option as a plain scalar that a database or
 a dashboard can show. Several points may describe one network (attention to 64 of 64 tokens is
@@ -36,34 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from nas.errors import ArchitectureError, InputError, SpaceError, UnknownNameError, nearest
+from nas.errors import ArchitectureError, InputError, SpaceError, UnknownNameError
 from nas.space.architecture import Architecture, Candidate, digest_of, validation_message
 from nas.space.attention import LARGEST_TOPK, fit
-from nas.space.references import Description, Reference, check_references, flatten
+from nas.space.references import Description, Reference, flatten
+from nas.space.space_file import Label, Option, SpaceFile
 from nas.space.yaml_file import Document, parse_yaml, read_yaml
 
-__all__ = ["Label", "Point", "SearchSpace", "load_space", "shipped_spaces"]
+__all__ = ["Point", "SearchSpace", "load_space", "shipped_spaces"]
 
-Label = bool | int | float | str
 Point = Mapping[str, Label]
 
-_Option = Any  # a scalar, None, or plain data of a record
 _ANY_CLASSES = 1  # options are checked before the data set, and so the classes, are known
-
-
-class _SpaceFile(BaseModel):
-    """The top level of the YAML."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    description: str
-    choices: dict[str, Any] = Field(min_length=1)
-    precision: str = "fp32"
-    architecture: dict[str, Any]
-    anchors: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +48,7 @@ class SearchSpace:
 
     name: str
     description: str
-    options: Mapping[str, Mapping[Label, _Option]]
+    options: Mapping[str, Mapping[Label, Option]]
     anchors: Mapping[str, Point]
     _template: Mapping[str, Any] = field(repr=False)
 
@@ -151,7 +120,7 @@ class SearchSpace:
                 "at least one is needed, and none of its choices may be called 'precision'.",
                 "Name a precision, or write them into the space.",
             )
-        added: dict[str, Mapping[Label, _Option]] = {}
+        added: dict[str, Mapping[Label, Option]] = {}
         stated = names[0]
         if len(names) > 1:
             added, stated = {"precision": {name: name for name in names}}, "$precision"
@@ -387,80 +356,10 @@ def load_space(name_or_path: str) -> SearchSpace:
 
 
 def _build(document: Document) -> SearchSpace:
-    _refuse_unknown_keys(document)
-    try:
-        file = _SpaceFile.model_validate(document.data)
-    except ValidationError as error:
-        raise SpaceError(
-            f"This is not a search space: {validation_message(error, document)}."
-        ) from error
-    options = {name: _labelled(name, values, document) for name, values in file.choices.items()}
-    template = {**file.architecture, "precision": file.precision}
-    if "classes" in template:
-        raise SpaceError(
-            f"{document.where(('architecture', 'classes'))}: the data set decides the classes.",
-            "Remove the line.",
-        )
-    check_references(options, document)
-    lowest = {name: next(iter(labels)) for name, labels in options.items()}
-    highest = {name: list(labels)[-1] for name, labels in options.items()}
-    named = {
-        name: {**lowest, **{choice: _label(value) for choice, value in point.items()}}
-        for name, point in file.anchors.items()
-    }
-    anchors = {"min": lowest, "max": highest, **named}
-    space = SearchSpace(file.name, file.description, options, anchors, template)
+    file = SpaceFile.of(document)
+    space = SearchSpace(file.name, file.description, file.options, file.anchors, file.template)
     _check_every_option(space, document)
     return space
-
-
-def _refuse_unknown_keys(document: Document) -> None:
-    known = _SpaceFile.model_fields
-    for key in document.data:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise SpaceError(
-                f"{document.where((str(key),))}: unknown key {key!r}.",
-                (f"Did you mean {hint!r}? " if hint else "") + f"Known: {', '.join(known)}.",
-            )
-
-
-def _labelled(name: str, values: Any, document: Document) -> dict[Label, _Option]:
-    where = document.where(("choices", name))
-    if isinstance(values, Mapping):
-        pairs = [(_label(label), option) for label, option in values.items()]
-    elif isinstance(values, list):
-        pairs = [(_label(option), option) for option in values]
-    else:
-        raise SpaceError(
-            f"{where}: the choice {name!r} is neither a list of options nor a mapping of labels to "
-            f"options, got {values!r}.",
-            f"Write [{values}] for a single option.",
-        )
-    if not pairs:
-        raise SpaceError(f"{where}: the choice {name!r} has no options.", "Give at least one.")
-    labelled = dict(pairs)
-    if len(labelled) != len(pairs):
-        labels = [label for label, _ in pairs]
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise SpaceError(
-            f"{where}: the choice {name!r} has two equal options, or two of the label {twice!r}.",
-            "Remove one, or give labels: {label: option, ...}.",
-        )
-    return labelled
-
-
-def _label(option: _Option) -> Label:
-    """Name an option by a scalar: `{kind: sparse, tokens: 16}` becomes `sparse-16`."""
-    if option is None:
-        return "none"
-    if isinstance(option, Mapping):
-        return "-".join(str(_label(value)) for value in option.values()) or "default"
-    if isinstance(option, list):
-        return "-".join(str(_label(value)) for value in option)
-    if isinstance(option, bool | int | float | str):
-        return option
-    return str(option)
 
 
 def _check_every_option(space: SearchSpace, document: Document) -> None:

@@ -16,7 +16,7 @@ from optuna_dashboard import _app
 from nas.errors import InputError, MissingPackageError, StorageError
 from nas.results.dashboard import application, make_dashboard_server
 from nas.searcher.database import Database
-from nas.searcher.study import delete_study, open_study
+from nas.searcher.opening import delete_study, open_study
 from nas.units import Budget
 
 PARAMETERS = {"width": (16, 32, 48), "depth": (1, 2, 4)}

@@ -15,9 +15,10 @@ from nas.latency.environment import Environment
 from nas.latency.latency import Latency
 from nas.searcher.database import Database
 from nas.searcher.importance_sample import NOT_READ, Sample
+from nas.searcher.opening import open_study
 from nas.searcher.request import Request, Workspace
-from nas.searcher.study import open_study
-from nas.space.space import Label, SearchSpace, load_space
+from nas.space.space import SearchSpace, load_space
+from nas.space.space_file import Label
 from nas.units import Budget
 
 SPACE = tiny_space(

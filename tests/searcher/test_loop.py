@@ -20,10 +20,10 @@ from nas.model.supernet import Supernet
 from nas.searcher.bounds import Bounds, figures_of
 from nas.searcher.latency_judge import LatencyJudge
 from nas.searcher.loop import search
+from nas.searcher.opening import open_storage
 from nas.searcher.progress import Silent, Status
 from nas.searcher.request import Request, Workspace
 from nas.searcher.setting import Setting, open_setting
-from nas.searcher.study import open_storage
 from nas.searcher.supernets import supernet_digest
 from nas.searcher.trials import told_of
 from nas.units import Budget

@@ -19,12 +19,12 @@ from nas.searcher.connection import exclusive
 from nas.searcher.database import Database
 from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.loop import search
+from nas.searcher.opening import open_study
 from nas.searcher.progress import Silent
 from nas.searcher.request import Request, Workspace
 from nas.searcher.result import StudyResult
 from nas.searcher.retarget import find_search, inherit, retargeted
 from nas.searcher.setting import Setting, open_setting
-from nas.searcher.study import open_study
 from nas.searcher.supernets import supernet_of, weights_of
 from nas.units import Budget
 

@@ -9,8 +9,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.searcher.database import Database
+from nas.searcher.opening import open_storage
 from nas.searcher.rewriting import finish_rewriting, name_metrics, retold, rewrite_study
-from nas.searcher.study import open_storage
 
 NAME = "mine"
 _ATTRIBUTE = "note"

@@ -13,11 +13,11 @@ from nas.errors import InputError, NasError, StudyError, TrainingError
 from nas.model.supernet import Supernet
 from nas.searcher import ablation_job
 from nas.searcher.loop import search
+from nas.searcher.opening import open_storage
 from nas.searcher.progress import Silent
 from nas.searcher.request import Request, Workspace
 from nas.searcher.result import StudyResult, find_trust
 from nas.searcher.setting import Setting, open_setting
-from nas.searcher.study import open_storage
 from nas.searcher.supernets import supernet_digest
 from nas.searcher.trust_job import PURPOSE, Effort, check_trust
 from nas.units import Budget

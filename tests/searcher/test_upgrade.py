@@ -11,9 +11,9 @@ from nas.errors import MeasurementError, StudyError
 from nas.latency.environment import Environment
 from nas.latency.latency import Latency
 from nas.searcher.database import Database
+from nas.searcher.opening import open_study
 from nas.searcher.progress import Silent
 from nas.searcher.request import Request, Workspace
-from nas.searcher.study import open_study
 from nas.searcher.upgrade import upgrade_study
 from nas.space.space import load_space
 from nas.units import Budget
