@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo install test lint format clean
 
 demo: $(VENV)/.installed  ## search the embedded data set on this machine's CPU
-	$(BIN)/nas search --hardware cpu --budget 0.4ms
+	$(BIN)/nas search --hardware cpu --budget 0.3ms
 
 install: $(VENV)/.installed
 

@@ -144,10 +144,10 @@ def search(
     ] = False,
     recipe: RecipeFile = None,
     confirm: Annotated[
-        int, typer.Option(help="Candidates of the front to fine-tune; 1 is the winner alone.")
+        int, typer.Option(help="Candidates of the front to fine-tune, beside the plain rules'.")
     ] = 3,
     confirm_seeds: Annotated[
-        int | None, typer.Option(help="Fine-tunings of each network.", show_default="3, quick: 1")
+        int | None, typer.Option(help="Fine-tunings of each network.", show_default="2, quick: 1")
     ] = None,
     baselines: Annotated[
         _Baselines,

@@ -54,7 +54,8 @@ class Provenance:
 
     Attributes:
         study: name of the study; empty for a network trained on its own.
-        trial: its trial.
+        trial: its trial; None for what only a plain rule found.
+        rule: the plain rule that chose it where the search did not.
         budget: the budget that was asked for.
         data: name and digest of the data set.
         classes: names, in the order of the scores.
@@ -71,6 +72,16 @@ class Provenance:
     seed: int
     versions: dict[str, str]
     created: str
+    rule: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Say where the network comes from."""
+        if not self.study:
+            return "trained on its own"
+        by = f", chosen by the plain rule '{self.rule}'" if self.rule else ""
+        where = f"the study `{self.study}`"
+        return f"{where}{by}" if self.trial is None else f"trial {self.trial} of {where}{by}"
 
 
 @dataclass(frozen=True)
@@ -141,17 +152,12 @@ def card(bundle: Bundle) -> str:
     counts = profile(architecture)
     height, width = architecture.input
     anchors = sum(architecture.tokens_at(level) for level in ("P3", "P4", "P5"))
-    origin = (
-        f"trial {provenance.trial} of the study `{provenance.study}`"
-        if provenance.study
-        else ("trained on its own")
-    )
     environment = "\n".join(f"| {k} | {v} |" for k, v in latency.environment.as_dict().items())
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
     return f"""\
 # Detector {architecture.digest} ({bundle.candidate.precision})
 
-From {origin}, made on {provenance.created}. Budget: {provenance.budget or "none"}.
+Origin: {provenance.origin}; made on {provenance.created}. Budget: {provenance.budget or "none"}.
 
 | what | value |
 |---|---|

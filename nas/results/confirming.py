@@ -1,12 +1,15 @@
 """The winner is confirmed: fine-tuned, rebuilt, measured again, and compared with plain choices.
 
-    front -> rebuilt and measured: keeps the budget? -> fine-tuned with several seeds
+    front and plain rules -> rebuilt and measured: keeps the budget? -> fine-tuned, several seeds
           -> the best on validation -> its trained engine rebuilt and measured: keeps the budget?
           -> test split, once -> beside the rivals, which went the same way
 
-A candidate whose fresh builds may break the budget gives its place to the next one of the front,
-before training is spent on it and again afterwards. Of the winner's trainings, the one that is the
-best on validation is delivered; what is said about the winner beside its rivals is about all.
+What the plain rules take competes with the front: it is trained for the comparison anyway, and who
+ships the winner should not lose to a rule. Random search and the networks that a user names are
+compared, and never delivered. A candidate whose fresh builds may break the budget gives its place
+to the next one of the front, or of its rule, before training is spent on it and again afterwards.
+Of the winner's trainings, the one that is the best on validation is delivered; what is said about
+the winner beside its rivals is about all.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from nas.latency.rebuilt import BUDGET_CONFIDENCE, Rebuilt
 from nas.model.detector import Detector
 from nas.results.ablation import Estimate
 from nas.results.bench import Bench
-from nas.results.worth import Rival, Scores, Worth, paired_difference
+from nas.results.comparison import Scores, TrainingNoise, paired_difference
+from nas.results.worth import Rival, Worth
 from nas.searcher.baselines import Rule, named_candidate, plain_rules, random_search
-from nas.searcher.confirmation import Contestant, FineTunings, Start
+from nas.searcher.confirmation import Contestant, FineTunings, Start, distinct
 from nas.searcher.costs import search_seconds
 from nas.searcher.engines import TrainedGraph
 from nas.searcher.evaluation import AccuracyJudge
@@ -99,7 +103,8 @@ class Confirmer:
         self._judge = _judge_of(setting, listener)
         self.tunings = FineTunings(setting, result.study, self._judge, self._weights, listener)
         self._measured: dict[str, Rebuilt] = {}
-        self._rivals: list[Contestant] = []
+        self._rules: list[Contestant] = []
+        self._others: list[Contestant] = []
         self._confirmed: list[Contestant] = []
         self._missing: tuple[str, ...] = ()
 
@@ -114,26 +119,25 @@ class Confirmer:
             EngineError: no candidate's engine can be built.
             TrainingError: a process was killed.
         """
-        queue = _Queue(
+        front = _Queue(
             "front", self._contestants(rows), self._setting.request.confirmation.candidates
         )
-        rules = self._rules() if compared else []
-        self._admit([queue, *rules])
-        if compared and queue.admitted:
-            self._rivals = [one for rule in rules for one in rule.admitted]
-            self._rivals += self._named(queue.admitted[0].candidate.precision)
-            self._missing = tuple(rule.name for rule in rules if not rule.admitted)
-        while queue.admitted:
-            trained = self.tunings.train([*queue.admitted, *self._rivals])
-            self._confirmed += queue.admitted
-            self._rivals = [one for one in self._rivals if one in trained]
-            ranked = [one for one in queue.admitted if one in trained]
+        self._admit_all(front, compared=compared)
+        entrants = [*front.admitted, *self._rules]
+        while entrants:
+            trained = self.tunings.train([*entrants, *self._others])
+            self._confirmed += front.admitted
+            self._rules, self._others = (
+                [one for one in rivals if one in trained] for rivals in (self._rules, self._others)
+            )
+            ranked = [one for one in distinct(entrants) if one in trained]
             for one in sorted(ranked, key=self._validated, reverse=True):
                 found = self._built(one)
                 if found is not None:
                     return found
-            queue.admitted.clear()
-            self._admit([queue])
+            front.admitted.clear()
+            self._admit([front])
+            entrants = front.admitted
         return None
 
     def accuracies(self, winner: Winner) -> tuple[Accuracy, ...]:
@@ -147,7 +151,6 @@ class Confirmer:
 
     def worth(self, winner: Winner) -> Worth:
         """Compare the winner with its rivals; this scores all of them on the test split, once."""
-        ours = self._tested(winner.contestant, winner)
         split = self._setting.dataset.test or self._setting.dataset.validation
         if self._setting.dataset.test is None:
             self._listener.say(
@@ -157,6 +160,7 @@ class Confirmer:
             )
         seeds = self.tunings.seeds
         place = seeds.index(winner.seed)
+        ours = self._tested(winner.contestant, winner)
         chosen = Scores(ours.reached[[place]], ours.resampled[[place]])
         return Worth(
             study=self._result.study,
@@ -168,15 +172,27 @@ class Confirmer:
             iterations=self.tunings.recipe(self._usual_start).iterations,
             delivered_seed=winner.seed,
             delivered=chosen.over_images,
-            winner=self._rival(winner.contestant, winner.rebuilt, ours, ours, winner),
-            rivals=tuple(
-                self._rival(one, self._measured[one.candidate.digest], theirs, ours, winner)
-                for one in self._rivals
-                for theirs in [self._tested(one)]
-            ),
+            winner=self._described(winner.contestant, winner.rebuilt, ours, None),
+            rivals=self._compared(winner.contestant, ours),
             seconds=self._seconds(),
             missing=self._missing,
         )
+
+    @property
+    def _rivals(self) -> list[Contestant]:
+        return [*self._rules, *self._others]
+
+    def _admit_all(self, front: _Queue, *, compared: bool) -> None:
+        """Admit those of the front, and whom the winner shall be compared with."""
+        rules = self._plain() if compared else []
+        random = self._random() if compared else []
+        self._admit([front, *rules, *random])
+        self._rules = [one for queue in rules for one in queue.admitted]
+        self._others = [one for queue in random for one in queue.admitted]
+        self._missing = tuple(one.name for one in (*rules, *random) if not one.admitted)
+        entrants = [*front.admitted, *self._rules]
+        if compared and entrants:
+            self._others += self._named(entrants[0].candidate.precision)
 
     def _contestants(self, rows: Sequence[pd.Series]) -> Iterator[Contestant]:
         for row in rows:
@@ -184,20 +200,25 @@ class Confirmer:
             candidate = candidate_of(row, self._setting.database)
             yield Contestant(f"trial {trial}", candidate, trial, self._usual_start)
 
-    def _rules(self) -> list[_Queue]:
-        wanted = self._setting.request.confirmation.baselines
-        if wanted == "none":
+    def _plain(self) -> list[_Queue]:
+        if self._setting.request.confirmation.baselines == "none":
             return []
         rules = plain_rules(self._setting, self._result, self._judge)
-        if wanted == "all" and self._judge is not None:
-            rules.append(random_search(self._setting, self._result, self._judge, self._listener))
-        elif wanted == "all":
-            self._listener.say("Random search needs a supernet, or costs as much as a search.")
         return [_Queue(rule.name, self._tried(rule), 1) for rule in rules]
+
+    def _random(self) -> list[_Queue]:
+        if self._setting.request.confirmation.baselines != "all":
+            return []
+        if self._judge is None:
+            self._listener.say("Random search needs a supernet, or costs as much as a search.")
+            return []
+        rule = random_search(self._setting, self._result, self._judge, self._listener)
+        return [_Queue(rule.name, self._tried(rule), 1)]
 
     def _tried(self, rule: Rule) -> Iterator[Contestant]:
         for candidate in itertools.islice(rule.choices, _MOST_TRIED):
-            yield Contestant(rule.name, candidate, start=self._usual_start)
+            trial = self._result.trial_of(candidate)
+            yield Contestant(rule.name, candidate, trial, self._usual_start, rule.name)
 
     @property
     def _usual_start(self) -> Start:
@@ -285,8 +306,10 @@ class Confirmer:
         return Winner(one, best.seed, detector, graph, rebuilt)
 
     def _warn_unless_better(self, one: Contestant, after: float) -> None:
+        if one.trial is None or one.start == "scratch":
+            return
         before = float(self._result.row(one.trial)["map50_95"])
-        if after < before and one.start == "inherited":
+        if after < before:
             self._listener.say(
                 f"Fine-tuning did not help {one.name}: mAP50-95 {before:.3f} to {after:.3f} on "
                 "validation. A longer recipe may.",
@@ -314,10 +337,24 @@ class Confirmer:
 
         return self.tunings.test_once(one, seed, score)
 
-    def _rival(
-        self, one: Contestant, rebuilt: Rebuilt, theirs: Scores, ours: Scores, winner: Winner
+    def _compared(self, winner: Contestant, ours: Scores) -> tuple[Rival, ...]:
+        """Compare the winner with every rival; how trainings vary is learnt from all alike."""
+        scores = {one: self._tested(one) for one in self._rivals}
+        alike = distinct([winner, *(one for one in scores if one.start == winner.start)])
+        noise = TrainingNoise.of([ours, *(scores[one] for one in alike[1:])])
+        found = []
+        for one, theirs in scores.items():
+            common = noise if one.start == winner.start else None
+            same = one.candidate.digest == winner.candidate.digest
+            gain = None if same else paired_difference(ours, theirs, common)
+            rebuilt = self._measured[one.candidate.digest]
+            found.append(self._described(one, rebuilt, theirs, gain))
+        return tuple(found)
+
+    def _described(
+        self, one: Contestant, rebuilt: Rebuilt, scores: Scores, gain: Estimate | None
     ) -> Rival:
-        same = one.candidate.digest == winner.contestant.candidate.digest
+        """Describe a network; one without a gain is the winner's."""
         measures, budget = self._setting.oracle.measures, self._result.budget
         return Rival(
             name=one.name,
@@ -327,10 +364,10 @@ class Confirmer:
             latency_ms=rebuilt.ms,
             bound_ms=rebuilt.bound_ms(),
             keeps=budget.admits(rebuilt.bound_ms() if measures else rebuilt.ms),
-            over_images=theirs.over_images,
-            over_seeds=theirs.over_seeds,
-            gain=Estimate(0.0, 0.0, 0.0) if same else paired_difference(ours, theirs),
-            same=same,
+            over_images=scores.over_images,
+            over_seeds=scores.over_seeds,
+            gain=gain or Estimate(0.0, 0.0, 0.0),
+            same=gain is None,
         )
 
     def _seconds(self) -> dict[str, float | None]:

@@ -243,6 +243,7 @@ def delivered_panel(delivered: Delivered) -> Panel:
         "network",
         f"{counts.parameters:,} parameters, {counts.macs / 1e6:.1f} M MACs at {height} x {width}",
     )
+    table.add_row("origin", bundle.provenance.origin.replace("`", ""))
     table.add_row("files", f"{delivered.folder}/: architecture.yaml, model.onnx, card.md")
     keeps = "keeps" if latency.source == "measured" else f"is {latency.source} to keep"
     budget = f" {keeps} {bundle.provenance.budget}" if bundle.provenance.budget else ""

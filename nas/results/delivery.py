@@ -40,7 +40,7 @@ class Delivered:
     """A network that was handed over.
 
     Attributes:
-        trial: of its study; None if it was trained on its own.
+        trial: of its study; None if it was trained on its own, or a plain rule chose it.
         bundle: what was delivered.
         folder: where it lies.
     """
@@ -55,8 +55,8 @@ def deliver(
 ) -> Delivered:
     """Deliver the winner of a study, or one trial.
 
-    Winners are confirmed and compared with plain choices (`nas.results.confirming`); a named trial
-    is confirmed alone.
+    Winners are chosen among the front and what plain rules take (`nas.results.confirming`); a named
+    trial is confirmed alone.
 
     Args:
         setting: of the search.
@@ -159,6 +159,7 @@ def _provenance_of(setting: Setting, result: StudyResult, winner: Winner) -> Pro
         _provenance(setting.dataset, setting.request.seed),
         study=result.study,
         trial=winner.contestant.trial,
+        rule=winner.contestant.rule,
         budget=str(result.budget),
     )
 

@@ -1,9 +1,9 @@
 """Was the search worth it? The winner beside what plain rules would have taken, with intervals.
 
 Winner and rivals were trained further alike, with the same seeds and steps, and scored once each on
-the test split, which chose nothing. A difference has two sources of error, and its interval holds
-both: which images happened to be in the split, by a bootstrap whose draws are the same for every
-network, and which seed a network was trained with. With one seed it is about the images alone.
+the test split, which chose nothing (`nas.results.comparison` has the intervals). Plain rules may
+win: what they take is chosen among on validation as all others are, and then the search was worth
+no more than the rule.
 """
 
 from __future__ import annotations
@@ -15,25 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from scipy import stats
 
-from nas.errors import InputError, StorageError
-from nas.results.ablation import Estimate, bootstrap_difference, t_interval
+from nas.errors import StorageError
+from nas.results.ablation import Estimate
 from nas.results.figures import write_figure
 from nas.units import percent
 
 __all__ = [
     "KIND",
     "Rival",
-    "Scores",
     "Worth",
-    "paired_difference",
     "worth_figure",
     "worth_section",
     "worth_table",
@@ -44,75 +39,6 @@ KIND = "worth"
 """How these reports are marked in the database."""
 
 Verdict = Literal["the same network", "better", "no difference seen", "worse"]
-
-_LEVEL = 0.95
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What one network reached with each seed, on one split.
-
-    Args:
-        reached: (S,) mAP50-95 on all images.
-        resampled: (S, R) the same on each resample of the images; equal draws for every network.
-
-    Raises:
-        InputError: the shapes do not go together.
-    """
-
-    reached: NDArray[np.float64]
-    resampled: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        if self.resampled.ndim != 2 or self.reached.shape != self.resampled.shape[:1]:
-            raise InputError(
-                "Scores are (S,) and (S, R) for S seeds and R resamples, "
-                f"got {self.reached.shape} and {self.resampled.shape}."
-            )
-
-    @property
-    def over_images(self) -> Estimate:
-        """The mean over seeds, with the 95 % interval over images (bootstrap, percentiles)."""
-        outer = (1 - _LEVEL) / 2
-        low, high = np.quantile(self.resampled.mean(axis=0), [outer, 1 - outer])
-        return Estimate(float(self.reached.mean()), float(low), float(high))
-
-    @property
-    def over_seeds(self) -> Estimate:
-        """The mean over seeds, with its 95 % t interval; unknown with a single seed."""
-        if len(self.reached) < 2:
-            return Estimate(float(self.reached.mean()))
-        found = t_interval(self.reached.tolist())
-        return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
-
-
-def paired_difference(ours: Scores, theirs: Scores) -> Estimate:
-    """Return the mean difference over seeds, with a 95 % interval over images and seeds.
-
-    Two independent errors add up: v_i, the variance over resampled images of the mean difference
-    (paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8), and
-    v_s = s^2 / S of the S differences that are paired by seed. The interval is the mean -+
-    t(0.975; f) sqrt(v_i + v_s) with f = (v_i + v_s)^2 / (v_s^2 / (S - 1)) degrees of freedom
-    (Satterthwaite, Biometrics 2, 1946; of v_i they count as infinitely many). With one seed it is
-    the percentile interval over images.
-
-    Raises:
-        InputError: the two differ in seeds or resamples.
-    """
-    if ours.resampled.shape != theirs.resampled.shape:
-        raise InputError(
-            "Networks are paired by seed and resample, "
-            f"got {ours.resampled.shape} and {theirs.resampled.shape}."
-        )
-    differences = ours.reached - theirs.reached
-    value, seeds = float(differences.mean()), len(differences)
-    if seeds == 1:
-        return bootstrap_difference(value, ours.resampled[0].tolist(), theirs.resampled[0].tolist())
-    images = float(np.var((ours.resampled - theirs.resampled).mean(axis=0), ddof=1))
-    training = float(np.var(differences, ddof=1)) / seeds
-    freedom = (images + training) ** 2 * (seeds - 1) / training**2 if training else math.inf
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * math.sqrt(images + training)
-    return Estimate(value, value - half, value + half)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from nas.searcher.setting import Setting
 from nas.searcher.tables import TrainingRow
 from nas.space.architecture import Candidate, digest_of
 
-__all__ = ["PURPOSE", "Contestant", "FineTunings", "Start"]
+__all__ = ["PURPOSE", "Contestant", "FineTunings", "Start", "distinct"]
 
 PURPOSE = "confirmation"
 """How these trainings are marked in the database."""
@@ -52,17 +52,27 @@ class Contestant:
         candidate: the network and the precision of its engine.
         trial: of the study, if it is one of its candidates.
         start: where its weights come from.
+        rule: the plain rule that takes it; empty for one of the front.
     """
 
     name: str
     candidate: Candidate
     trial: int | None = None
     start: Start = "inherited"
+    rule: str = ""
 
     @property
     def weights(self) -> Literal["fine-tuned", "trained"]:
         """What its weights are called."""
         return "fine-tuned" if self.start == "inherited" else "trained"
+
+
+def distinct(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Return the first contestant of each candidate."""
+    found: dict[str, Contestant] = {}
+    for one in contestants:
+        found.setdefault(one.candidate.digest, one)
+    return list(found.values())
 
 
 class FineTunings:
@@ -111,13 +121,10 @@ class FineTunings:
             TrainingError: a process was killed.
             KeyboardInterrupt: the user stopped; checkpoints are written first.
         """
-        distinct: dict[str, Contestant] = {}
-        for one in contestants:
-            distinct.setdefault(one.candidate.digest, one)
         jobs = [
             (self._job(one, seed), one)
             for seed in self.seeds
-            for one in distinct.values()
+            for one in distinct(contestants)
             if not self._is_done(one, seed)
         ]
         if jobs:

@@ -41,7 +41,7 @@ Baselines = Literal["cheap", "all", "none"]
 
 DEFAULT_WORKSPACE = Path("studies")
 _EVALUATIONS, _QUICK_EVALUATIONS = 60, 8
-_SEEDS, _QUICK_SEEDS = 3, 1
+_SEEDS, _QUICK_SEEDS = 2, 1
 _RULES: Mapping[Baselines, int] = {"cheap": 3, "all": 4, "none": 0}
 _MOST_JOBS = 4  # each holds the data and a network in memory
 
@@ -104,8 +104,8 @@ class Confirmation:
     """How winners are confirmed before they are delivered.
 
     Attributes:
-        candidates: of the front that are fine-tuned; 1 takes the winner by search score.
-        seeds: fine-tunings of each network; None takes 3, or 1 if the search is quick or trains
+        candidates: of the front that are fine-tuned, beside what the plain rules take.
+        seeds: fine-tunings of each network; None takes 2, or 1 if the search is quick or trains
             every candidate on its own.
         baselines: what the winner is compared with.
         against: further networks to compare it with: files, `space:anchor` or anchors.

@@ -124,6 +124,13 @@ class StudyResult:
             )
         return rows.iloc[0]
 
+    def trial_of(self, candidate: Candidate) -> int | None:
+        """Return the trial that scored a candidate; None if none did."""
+        table = self.scored
+        same = table["architecture"] == candidate.architecture.digest
+        trials = table.loc[same & (table["precision"] == candidate.precision), "trial"]
+        return int(trials.iloc[0]) if len(trials) else None
+
 
 def find_trust(database: Database, study: str) -> dict[str, Any] | None:
     """Return the latest report on the ranking of a study; a full one before a later short one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nas.searcher.request import Confirmation, Request, Workspace
 from nas.searcher.result import StudyResult
 from nas.searcher.setting import Setting, open_setting
 from nas.searcher.supernets import weights_of
+from nas.space.architecture import Candidate
 from nas.units import Budget
 
 SPACE = """\
@@ -204,11 +206,32 @@ def test_winner__that_may_break_the_budget_gives_its_place_away(setting: Setting
     assert oracle.closed >= 6
 
 
+def test_winner__may_be_what_a_plain_rule_takes(setting: Setting) -> None:
+    """Uniform scaling takes the largest network, whatever the search scored."""
+    setting = with_confirmation(setting, candidates=1)
+    largest = setting.candidate(setting.space.anchors["max"])
+    result = without(everything(search(setting, Silent())), largest)
+    first = deliver(setting, result, Silent())
+    assert first.bundle.provenance.rule == ""
+    promote(setting, largest)
+    delivered = deliver(setting, result, Silent())
+    bundle, worth = delivered.bundle, delivered.bundle.worth
+    assert bundle.candidate == largest
+    assert (delivered.trial, bundle.provenance.rule) == (None, "uniform scaling")
+    card = (delivered.folder / "card.md").read_text()
+    assert "the study `s`, chosen by the plain rule 'uniform scaling'" in card
+    assert worth is not None
+    assert [one.name for one in worth.rivals if one.same] == ["uniform scaling"]
+
+
 def test_deliver__nothing_if_nothing_surely_keeps_the_budget(setting: Setting) -> None:
     oracle = setting.oracle
     assert isinstance(oracle, Scripted)
     result = search(setting, Silent())
-    oracle.noisy = set(result.front["architecture"])
+    points = itertools.product(*setting.space.choices.values())
+    for labels in points:  # those too that only a plain rule would take
+        candidate = setting.candidate(dict(zip(setting.space.choices, labels, strict=True)))
+        oracle.noisy.add(candidate.architecture.digest)
     with pytest.raises(BudgetError, match="surely keeps the budget"):
         deliver(setting, result, Silent())
     assert not setting.database.trainings("s", PURPOSE)
@@ -296,6 +319,23 @@ def test_against__a_network_outside_the_space_is_trained_from_scratch(
     (other,) = worth.rivals
     assert (other.name, other.start) == (str(path), "scratch")
     assert any("outside the space" in line for line in heard.lines)
+
+
+def without(result: StudyResult, candidate: Candidate) -> StudyResult:
+    table = result.evaluations
+    other = table["architecture"] != candidate.architecture.digest
+    return dataclasses.replace(result, evaluations=table[other])
+
+
+def promote(setting: Setting, candidate: Candidate) -> None:
+    """Make the stored trainings of a network the best on validation."""
+    for row in setting.database.trainings("s", PURPOSE):
+        if row.architecture == candidate.architecture.digest and row.split == "validation":
+            columns = (one.name for one in row.__table__.columns)
+            values = {name: getattr(row, name) for name in columns}
+            for name in ("id", "study_name"):
+                del values[name]
+            setting.database.add_training("s", **{**values, "map50_95": 1.0})
 
 
 def everything(result: StudyResult) -> StudyResult:

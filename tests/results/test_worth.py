@@ -12,26 +12,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from nas.errors import InputError
 from nas.results.ablation import Estimate
 from nas.results.worth import (
     Rival,
-    Scores,
     Worth,
-    paired_difference,
     worth_section,
     worth_table,
     write_worth,
 )
 
 UNKNOWN = Estimate(0.6)
-
-
-def scores(reached: list[float], noise: float = 0.01, seed: int = 0) -> Scores:
-    """Networks whose resamples move together, as those of equal images do."""
-    images = np.random.default_rng(seed).normal(0, noise, 200)
-    values = np.array(reached)
-    return Scores(values, values[:, None] + images)
 
 
 def rival(name: str, low: float, value: float, high: float, *, same: bool = False) -> Rival:
@@ -62,48 +52,6 @@ EQUAL = rival("most MACs that fits", -0.004, 0.002, 0.009)
 AHEAD = rival("uniform scaling", -0.03, -0.02, -0.01)
 OVER = dataclasses.replace(AHEAD, name="max", keeps=False)
 SAME = rival("slowest that fits", 0, 0, 0, same=True)
-
-
-def test_difference__of_common_images_has_no_error_of_images() -> None:
-    """Both move together between resamples; only the seeds differ: -+ t(0.975; 2) s / sqrt(3)."""
-    ours, theirs = scores([0.62, 0.63, 0.64]), scores([0.60, 0.60, 0.60])
-    found = paired_difference(ours, theirs)
-    assert found.value == pytest.approx(0.03)
-    assert found.high - found.value == pytest.approx(4.3027 * 0.01 / np.sqrt(3), rel=1e-3)
-
-
-def test_difference__of_equal_seeds_has_the_error_of_images_alone() -> None:
-    ours, theirs = scores([0.62] * 3, seed=1), scores([0.60] * 3, seed=2)
-    found = paired_difference(ours, theirs)
-    spread = float(np.std(ours.resampled[0] - theirs.resampled[0], ddof=1))
-    assert found.high - found.value == pytest.approx(1.96 * spread, rel=1e-3)
-
-
-def test_difference__of_one_seed_is_a_bootstrap_over_images() -> None:
-    ours, theirs = scores([0.62], seed=1), scores([0.60], seed=2)
-    low, high = np.quantile(ours.resampled[0] - theirs.resampled[0], [0.025, 0.975])
-    found = paired_difference(ours, theirs)
-    assert (found.value, found.low, found.high) == pytest.approx((0.02, low, high))
-    assert np.isnan(ours.over_seeds.low)
-
-
-def test_difference__holds_the_truth_as_often_as_it_says() -> None:
-    """Images and seeds both differ: the true difference of 0 lies in 95 % of intervals."""
-    generator, held = np.random.default_rng(0), 0
-    for _ in range(400):
-        truth = generator.normal(0, 0.01)  # what this split's images add to the difference
-        ours = truth + generator.normal(0, 0.01, 3)
-        resampled = ours[:, None] + generator.normal(0, 0.01, 200)
-        found = paired_difference(Scores(ours, resampled), Scores(0 * ours, 0 * resampled))
-        held += found.low <= 0 <= found.high
-    assert 0.91 < held / 400 < 0.99
-
-
-def test_difference__needs_pairs() -> None:
-    with pytest.raises(InputError, match="paired by seed"):
-        paired_difference(scores([0.6, 0.6]), scores([0.6]))
-    with pytest.raises(InputError, match="S seeds"):
-        Scores(np.zeros(2), np.zeros((3, 4)))
 
 
 @pytest.mark.parametrize(
