@@ -280,6 +280,8 @@ class FineTunings:
         )
         database.add_training(
             self._study,
+            accuracy,
+            resampled,
             purpose=PURPOSE,
             name=contestant.name,
             architecture=architecture.digest,
@@ -287,13 +289,6 @@ class FineTunings:
             start=contestant.start,
             recipe=self.recipe(contestant.start).digest,
             seed=seed,
-            split=accuracy.split,
-            map50_95=accuracy.map50_95,
-            low=accuracy.low,
-            high=accuracy.high,
-            map50=accuracy.map50,
-            artifact=accuracy.artifact,
-            resampled=[float(one) for one in resampled],
             iterations=iterations,
             seconds=seconds,
         )

@@ -5,12 +5,13 @@ And the reports about them: what a study is worth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from sqlalchemy import select
 
+from nas.accuracy.evaluate import Accuracy
 from nas.searcher.open_database import OpenDatabase
 from nas.searcher.tables import (
     ABLATION_COLUMNS,
@@ -22,6 +23,9 @@ from nas.searcher.tables import (
 )
 
 __all__ = ["TrainingTables"]
+
+_OF_ACCURACY = ("split", "map50_95", "low", "high", "map50", "artifact")
+"""What a row repeats of an accuracy."""
 
 
 class TrainingTables(OpenDatabase):
@@ -52,14 +56,24 @@ class TrainingTables(OpenDatabase):
         )
         return self._frame(query)
 
-    def add_training(self, study: str, **values: Any) -> None:
+    def add_training(
+        self, study: str, accuracy: Accuracy, resampled: Sequence[float], **values: Any
+    ) -> None:
         """Store what a training came to on a split; a second call replaces the first.
 
         Args:
             study: name of the study.
-            values: columns of `nas.searcher.tables.TrainingRow`.
+            accuracy: of the trained network; it says the split.
+            resampled: mAP50-95 on each resample of the images.
+            values: the other columns of `nas.searcher.tables.TrainingRow`.
         """
-        row = {"study_name": study, **values}
+        reached = {name: getattr(accuracy, name) for name in _OF_ACCURACY}
+        row = {
+            "study_name": study,
+            **values,
+            **reached,
+            "resampled": [float(one) for one in resampled],
+        }
         keys = ["study_name", "purpose", "architecture", "precision"]
         keys += ["start", "recipe", "seed", "split"]
         self._upsert(TrainingRow, row, keys=keys, replace=row)

@@ -248,9 +248,11 @@ class _Check:
         return (marks[-1] - marks[0]) / _TIMED_STEPS
 
     def _store(self, landmark: Landmark, seed: int, outcome: Outcome) -> None:
-        accuracy, candidate = outcome.accuracy, landmark.candidate
+        candidate = landmark.candidate
         self._setting.database.add_training(
             self._result.study,
+            outcome.accuracy,
+            outcome.resampled,
             purpose=PURPOSE,
             name=landmark.name,
             architecture=candidate.architecture.digest,
@@ -258,13 +260,6 @@ class _Check:
             start=_SCRATCH,
             recipe=self._recipe.digest,
             seed=seed,
-            split=accuracy.split,
-            map50_95=accuracy.map50_95,
-            low=accuracy.low,
-            high=accuracy.high,
-            map50=accuracy.map50,
-            artifact=accuracy.artifact,
-            resampled=list(outcome.resampled),
             iterations=outcome.iterations,
             seconds=outcome.cpu_s,
         )

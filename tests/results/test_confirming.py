@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nas.accuracy.evaluate import Accuracy
 from nas.errors import BudgetError, StudyError
 from nas.latency.environment import Environment
 from nas.latency.hardware import Hardware
@@ -248,14 +249,21 @@ def test_choice__does_not_look_at_the_test_split(setting: Setting) -> None:
         values = {
             column.name: getattr(row, column.name)
             for column in row.__table__.columns
-            if column.name not in {"id", "study_name"}
+            if column.name not in {"id", "study_name", "resampled"}
         }
         best = (row.architecture, row.seed) == (
             before.contestant.candidate.architecture.digest,
             before.seed,
         )
-        worst = {"split": "test", "map50_95": 0.0 if best else 1.0}
-        setting.database.add_training("s", **{**values, **worst})
+        worst = 0.0 if best else 1.0
+        accuracy = Accuracy(
+            *(worst, worst, None, None, None),
+            images=8,
+            split="test",
+            weights="fine-tuned",
+            artifact="engine",
+        )
+        setting.database.add_training("s", accuracy, [worst], **values)
     after = Confirmer(setting, result, Silent()).winner(rows, compared=False)
     assert after is not None
     assert (after.contestant, after.seed) == (before.contestant, before.seed)

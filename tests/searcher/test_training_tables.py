@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from stored import ACCURACY, ablation_values, add_architecture
 
@@ -31,33 +33,35 @@ def test_ablation__needs_a_stored_architecture(database):
     assert database.ablations("s").empty
 
 
-def test_database__a_training_is_kept_once_and_the_latest_report_counts(database):
-    database.add_architecture("a" * 8, space="space", text="text")
+def test_training__is_kept_once_with_what_it_reached(database):
     values = {
         "purpose": "landmark",
         "name": "trial 3",
-        "architecture": "a" * 8,
+        "architecture": add_architecture(database),
         "precision": "fp32",
         "start": "scratch",
         "recipe": "r",
         "seed": 1,
-        "split": "validation",
-        "artifact": "engine",
-        "resampled": [0.5, 0.6],
         "iterations": 20,
         "seconds": 1.0,
     }
-    database.add_training("s", **values, map50_95=0.4)
-    database.add_training("s", **values, map50_95=0.5)
-    database.add_training("s", **{**values, "split": "test"}, map50_95=0.3)
-    assert [(row.split, row.map50_95) for row in database.trainings("s", "landmark")] == [
-        ("validation", 0.5),
-        ("test", 0.3),
-    ]
+    database.add_training("s", replace(ACCURACY, map50_95=0.2), [0.1], **values)
+    database.add_training("s", ACCURACY, [0.5, 0.6], **values)
+    database.add_training("s", replace(ACCURACY, split="test", low=None), [], **values)
+    validation, test = database.trainings("s", "landmark")
+    assert (validation.split, validation.map50_95, validation.low) == ("validation", 0.31, 0.29)
+    assert (validation.high, validation.map50, validation.artifact) == (0.33, 0.5, "engine")
+    assert validation.resampled == [0.5, 0.6]
+    assert (test.split, test.map50_95, test.low, test.resampled) == ("test", 0.31, None, [])
     assert database.trainings("s", "confirmation") == []
+    database.delete_study("s")
+    assert database.trainings("s", "landmark") == []
+
+
+def test_report__the_latest_of_a_kind_counts(database):
     database.add_report("s", "trust", {"tau": 0.1})
     database.add_report("s", "trust", {"tau": 0.2})
+    database.add_report("s", "worth", {"tau": 0.3})
     assert database.find_report("s", "trust") == {"tau": 0.2}
     database.delete_study("s")
     assert database.find_report("s", "trust") is None
-    assert database.trainings("s", "landmark") == []
