@@ -52,8 +52,7 @@ STAGES = {
     "engine build": "nas.latency.runtimes.base.Runtime.build",
     "forward": "nas.latency.runtimes.base.Engine.infer",
     "NMS": "nas.accuracy.evaluate.detect_batch",
-    "mAP": "nas.accuracy.evaluate.score",
-    "bootstrap": "nas.accuracy.evaluate.bootstrap_interval",
+    "mAP and interval": "nas.accuracy.evaluate.score",
     "agreement check": "nas.searcher.engines.agreement_of",
 }
 """Stage of an evaluation -> the function that it is."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.bootstrap import bootstrap_interval, map_with_resamples
+from nas.accuracy.bootstrap import map_with_resamples
 from nas.accuracy.dataset import Split
 from nas.accuracy.detections import Detections
 from nas.accuracy.evaluate import Accuracy, Agreement, Weights, detections_on, score
@@ -219,6 +219,7 @@ def score_in_parts(
         rest = parts.rest.resized(*size)
         remaining = detections_on(predict, rest, range(len(rest)), nms=nms)
     detections = parts.merged(found, remaining)
-    accuracy = score(detections, parts.whole, weights=weights, artifact=artifact_of(runtime))
-    low, high = bootstrap_interval(detections, parts.whole.annotations, _SEED)
-    return first, agreement, replace(accuracy, low=low, high=high, agreement=agreement)
+    accuracy = score(
+        detections, parts.whole, weights=weights, artifact=artifact_of(runtime), seed=_SEED
+    )
+    return first, agreement, replace(accuracy, agreement=agreement)

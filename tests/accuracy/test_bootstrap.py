@@ -5,17 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nas.accuracy.bootstrap import average_precision, bootstrap_interval, match_objects
+from nas.accuracy.bootstrap import average_precision, bootstrap_interval
 from nas.accuracy.dataset import Annotations
 from nas.accuracy.detections import Detections
+from nas.accuracy.matching import match_objects
 
 Sample = tuple[list[Detections], list[Annotations]]
+
+
+def _interval(
+    detections: list[Detections], annotations: list[Annotations], seed: int
+) -> tuple[float, float]:
+    return bootstrap_interval(match_objects(detections, annotations), len(annotations), seed)
 
 
 def _mean_ap(detections: list[Detections], annotations: list[Annotations]) -> float:
     weights = np.ones((1, len(annotations)), np.int64)
     matches = match_objects(detections, annotations).values()
-    return float(np.mean([average_precision(each, weights)[0] for each in matches]))
+    return float(np.mean([average_precision(each, weights)[:, 0].mean() for each in matches]))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -33,26 +40,26 @@ def test_average_precision__weights_equal_copies(
     copied = _mean_ap([detections[i] for i in drawn], [annotations[i] for i in drawn])
     weights = np.bincount(drawn, minlength=len(annotations))[None]
     matches = match_objects(detections, annotations).values()
-    assert np.nanmean([average_precision(each, weights)[0] for each in matches]) == pytest.approx(
-        copied, abs=1e-12
-    )
+    assert np.nanmean(
+        [average_precision(each, weights)[:, 0].mean() for each in matches]
+    ) == pytest.approx(copied, abs=1e-12)
 
 
 def test_interval__holds_the_estimate_and_repeats(noisy_sample: Sample) -> None:
-    low, high = bootstrap_interval(*noisy_sample, seed=0)
+    low, high = _interval(*noisy_sample, seed=0)
     assert low < _mean_ap(*noisy_sample) < high
-    assert bootstrap_interval(*noisy_sample, seed=0) == (low, high)
-    assert bootstrap_interval(*noisy_sample, seed=1) != (low, high)
+    assert _interval(*noisy_sample, seed=0) == (low, high)
+    assert _interval(*noisy_sample, seed=1) != (low, high)
 
 
 def test_interval__narrows_with_more_images(noisy_sample: Sample) -> None:
     detections, annotations = noisy_sample
-    low, high = bootstrap_interval(detections, annotations, seed=0)
-    many_low, many_high = bootstrap_interval(detections * 9, annotations * 9, seed=0)
+    low, high = _interval(detections, annotations, seed=0)
+    many_low, many_high = _interval(detections * 9, annotations * 9, seed=0)
     assert many_high - many_low < 0.6 * (high - low)
 
 
 def test_interval__perfect_detections_have_no_width(noisy_sample: Sample) -> None:
     _, annotations = noisy_sample
     perfect = [Detections(a.boxes, np.ones(len(a), np.float32), a.labels) for a in annotations]
-    assert bootstrap_interval(perfect, annotations, seed=0) == pytest.approx((1, 1))
+    assert _interval(perfect, annotations, seed=0) == pytest.approx((1, 1))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from faster_coco_eval import COCO, COCOeval_faster
 
-from nas.accuracy.bootstrap import average_precision, match_objects
+from nas.accuracy.bootstrap import average_precision
 from nas.accuracy.dataset import Annotations, Dataset, ResizedSplit, Split
 from nas.accuracy.detections import Detections
 from nas.accuracy.evaluate import Accuracy, Agreement, evaluate, per_class_ap, score
+from nas.accuracy.matching import match_objects
 from nas.errors import DatasetError
 
 Sample = tuple[list[Detections], list[Annotations]]
@@ -126,6 +127,32 @@ def test_score__equals_faster_coco_eval_on_files(noisy_sample: Sample) -> None:
     assert found == pytest.approx([expected[key] for key in keys], abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_score__equals_faster_coco_eval_where_everything_overlaps(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = [_crowded_image(rng) for _ in range(20)]
+    detections, annotations = [found for found, _ in pairs], [objects for _, objects in pairs]
+    accuracy = score(detections, _split(annotations), **_TORCH)
+    expected = _reference(detections, annotations)
+    found = (accuracy.map50_95, accuracy.map50)
+    found += (accuracy.map_small, accuracy.map_medium, accuracy.map_large)
+    keys = ("AP_all", "AP_50", "AP_small", "AP_medium", "AP_large")
+    assert found == pytest.approx([expected[key] for key in keys], abs=1e-9)
+
+
+def _crowded_image(rng: np.random.Generator) -> tuple[Detections, Annotations]:
+    """Objects and detections on a coarse grid: equal overlaps, equal scores, borders of sizes."""
+
+    def boxes(count: int) -> np.ndarray:
+        corners = rng.integers(0, 4, (count, 2)) * 16
+        return np.concatenate([corners, corners + rng.choice([16, 32, 48, 96, 112], (count, 2))], 1)
+
+    objects = Annotations(boxes(6), rng.integers(0, 4, 6), rng.random(6) < 0.2)
+    scores = np.sort(rng.random(12).round(1).astype(np.float32))[::-1]
+    found = Detections(boxes(12).astype(np.float32), scores, rng.integers(0, 4, 12))
+    return found, objects
+
+
 def _reference(detections: list[Detections], annotations: list[Annotations]) -> dict[str, float]:
     """The library's own way: COCO JSON and its reader of results."""
     truth = {
@@ -171,7 +198,7 @@ def test_bootstrap_accumulation__equals_faster_coco_eval(
         annotations = [each.select(~each.crowd) for each in annotations]
     matches = match_objects(detections, annotations)
     weights = np.ones((1, len(annotations)), np.int64)
-    own = {label: average_precision(each, weights)[0] for label, each in matches.items()}
+    own = {label: average_precision(each, weights)[:, 0].mean() for label, each in matches.items()}
     reference = per_class_ap(detections, _split(annotations), "abcd")
     assert list(own.values()) == pytest.approx(list(reference.values()), abs=1e-6)
 
