@@ -44,7 +44,6 @@ from replay.catalog import (
     null_models,
     optuna_gp,
     optuna_methods,
-    our_sampler,
     ours,
     ours_for_budgets,
     yolobench_groups,
@@ -119,8 +118,6 @@ def _methods(group: Group, asked: argparse.Namespace) -> tuple[Method, ...]:
     found += [one for one in null_models() if group.tasks[0].device or one.name != NULL_MODELS[0]]
     if group.tasks[0].front:
         found.append(ours_for_budgets(seeds, most=120))
-    if named and not group.tasks[0].noise:
-        found.append(our_sampler(min(10, seeds), most=60))
     if named and not (asked.no_gp or asked.quick):
         found.append(optuna_gp(10, most=60))
     return tuple(method for method in found if re.search(asked.method, method.name))

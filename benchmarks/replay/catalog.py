@@ -8,7 +8,7 @@ from pathlib import Path
 from nas.searcher import proposing
 
 from .optuna_search import OptunaSearch, gp, nsga2, tpe
-from .ours import Ours, through_optuna
+from .ours import Ours
 from .runs import Group, Method
 from .strategies import Evolution, LocalSearch, RandomSearch, in_turns, most_macs, slowest
 from .tables import Table
@@ -21,8 +21,8 @@ _HERE = Path(__file__).parent
 _OWN = tuple(_HERE / f"{name}.py" for name in ("strategies", "tasks", "runs", "tables"))
 _OPTUNA = (*_OWN, _HERE / "optuna_search.py")
 _SEARCHER = Path(proposing.__file__).parents[1]
-_SAMPLER = (_HERE / "optuna_search.py", *sorted(_SEARCHER.glob("autonac*.py")))
-_OURS = (*_OWN, _HERE / "ours.py", Path(proposing.__file__).parent)
+_SAMPLER = (Path(proposing.__file__).parent, *sorted(_SEARCHER.glob("autonac*.py")))
+_OURS = (*_OPTUNA, _HERE / "ours.py", *_SAMPLER)
 
 
 def nb201_groups(table: Table, queries: int = 200) -> list[Group]:
@@ -71,11 +71,6 @@ def ours(seeds: int, most: int) -> Method:
 def ours_for_budgets(seeds: int, most: int) -> Method:
     """The same, told at which budgets a front is judged, as all searches in turns are."""
     return Method("autonac_budgets", partial(Ours, knows_budgets=True), seeds, _OURS, most)
-
-
-def our_sampler(seeds: int, most: int) -> Method:
-    """The same as users get it, in a study of Optuna."""
-    return Method("autonac_sampler", through_optuna, seeds, (*_OURS, *_SAMPLER), most)
 
 
 def optuna_methods(seeds: int) -> list[Method]:

@@ -32,7 +32,6 @@ _SHOWN = 20  # curves are stored at every count up to here, then at every fifth
 _COLOURS = {
     OURS: "#1a7f37",
     OURS_FOR_BUDGETS: "#116329",
-    "autonac_sampler": "#4ac26b",
     "random": "#9aa5b1",
     "evolution": "#b35900",
     "local_search": "#d4a72c",
@@ -45,7 +44,6 @@ _COLOURS = {
 _TITLES = {
     OURS: "ours",
     OURS_FOR_BUDGETS: "ours, told the 8 budgets",
-    "autonac_sampler": "ours, as sampler",
     "local_search": "local search",
     "optuna_tpe": "TPE",
     "optuna_nsga2": "NSGA-II",

@@ -167,9 +167,16 @@ class History:
         agrees with all parameters of a trial therefore runs as that trial did, whatever else it
         holds.
         """
-        agreements = _one_hot(points, sizes) @ _one_hot(self.codes, sizes).T
-        made = (self.codes != ABSENT).sum(axis=1)
-        return np.asarray((agreements >= made).any(axis=1))
+        made = self.codes != ABSENT
+        whole = made.all(axis=1)
+        # Whoever made every choice is repeated by an equal point only: no product is needed.
+        known = {row.tobytes() for row in self.codes[whole]}
+        repeated = np.array([row.tobytes() in known for row in points], dtype=bool)
+        if not whole.all():
+            partial = self.codes[~whole]
+            agreements = _one_hot(points, sizes) @ _one_hot(partial, sizes).T
+            repeated |= (agreements >= made[~whole].sum(axis=1)).any(axis=1)
+        return repeated
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Any]:

@@ -271,7 +271,7 @@ class _Round:
             memory = self._memory.hyperparameters
             if key not in memory:
                 some = slice(_ALL_OVER)
-                memory[key] = Limit(features[some], figures[some]).hyperparameters
+                memory[key] = Limit.fit(features[some], figures[some])
             limit = Limit(features[: len(known)], figures, memory[key])
             probability *= limit.judge(features[len(known) :], 1.0)[1]
         return probability
@@ -304,7 +304,7 @@ class _Round:
         key = (name, len(rows), int(rows[-1]), self._choices.names)
         memory = self._memory.hyperparameters
         if key not in memory:
-            memory[key] = Limit(tried[rows], figures[rows]).hyperparameters
+            memory[key] = Limit.fit(tried[rows], figures[rows])
         return Limit(tried[newest], figures[newest], memory[key])
 
     def _key(self, point: tuple[int, ...]) -> Hashable:

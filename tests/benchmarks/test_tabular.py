@@ -16,7 +16,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 METHODS = (
     "autonac",
     "autonac_budgets",
-    "autonac_sampler",
     "random",
     "evolution",
     "local_search",
@@ -66,7 +65,6 @@ def _methods(replay: Any) -> dict[str, Any]:
     found += [
         catalog.ours(2, 40),
         catalog.ours_for_budgets(2, 40),
-        catalog.our_sampler(2, 40),
         catalog.optuna_gp(1, 8),
     ]
     return {method.name: method for method in found}

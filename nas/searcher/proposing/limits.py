@@ -29,17 +29,14 @@ class Limit:
     def __init__(
         self, features: Array, figures: Array, hyperparameters: Hyperparameters | None = None
     ) -> None:
-        self._is_log = bool((figures > 0).all())
-        values = np.log(figures) if self._is_log else figures
-        self._mean, self._spread = float(values.mean()), float(values.std()) or 1.0
-        targets = (values - self._mean) / self._spread
-        found = hyperparameters or Hyperparameters.of(features, targets, _SLOPES)
-        self._process = GaussianProcess(features, targets, found)
+        self._is_log, values, self._mean, self._spread = _scaled(figures)
+        found = hyperparameters or Hyperparameters.of(features, values, _SLOPES)
+        self._process = GaussianProcess(features, values, found)
 
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """Those given, or found."""
-        return self._process.hyperparameters
+    @staticmethod
+    def fit(features: Array, figures: Array) -> Hyperparameters:
+        """Find hyperparameters, without a process that has seen all that they are found in."""
+        return Hyperparameters.of(features, _scaled(figures)[1], _SLOPES)
 
     def judge(self, features: Array, bound: float) -> tuple[Array, Array]:
         """Predict figures, and how probably they keep the bound.
@@ -58,3 +55,11 @@ class Limit:
         logarithm = np.log(bound) if bound > 0 else -np.inf
         probability = ndtr((logarithm - values) / (self._spread * deviation))
         return np.exp(values), np.asarray(probability, dtype=np.float64)
+
+
+def _scaled(figures: Array) -> tuple[bool, Array, float, float]:
+    """Return whether logarithms are taken, standardised values, their mean and spread before."""
+    is_log = bool((figures > 0).all())
+    values = np.log(figures) if is_log else figures
+    mean, spread = float(values.mean()), float(values.std()) or 1.0
+    return is_log, (values - mean) / spread, mean, spread
