@@ -17,7 +17,7 @@ from nas.searcher.autonac_history import Choices, History, Params
 from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, recommend
 from nas.searcher.proposing.limits import Limit
 from nas.searcher.proposing.pool import Conditions, make_pool
-from nas.searcher.proposing.surrogate import Hyperparameters
+from nas.searcher.proposing.surrogate import Hyperparameters, Likely
 from nas.space.front import front_indices
 
 __all__ = ["Memory", "Question", "expected_best", "next_point"]
@@ -55,6 +55,7 @@ class Memory:
     """What costs time to find again: it follows from the trials."""
 
     hyperparameters: dict[Hashable, Hyperparameters] = field(default_factory=dict)
+    likely: dict[Hashable, Likely] = field(default_factory=dict)
     keys: dict[tuple[int, ...], Hashable] = field(default_factory=dict)
     usage: dict[tuple[int, ...], Mapping[str, float]] = field(default_factory=dict)
 
@@ -198,8 +199,8 @@ class _Round:
         rows = scored[_fitted_rows(len(scored))]
         columns = [] if figures is None else list(figures[rows].T)
         numbers = np.stack([*columns, self._known_latency[rows]], axis=1)
-        key = ("accuracy", len(rows), int(rows[-1]), self._choices.names)
-        memory = self._memory.hyperparameters
+        key = (len(rows), int(rows[-1]), self._choices.names)
+        memory = self._memory.likely
         if key not in memory:
             features = encode(self._history.codes[rows], self._choices.options, numbers)
             memory[key] = Hyperparameters.of_accuracy(features, self._history.accuracy[rows])

@@ -13,6 +13,7 @@ from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, 
 from nas.searcher.proposing.limits import Limit
 from nas.searcher.proposing.pool import Conditions, make_pool
 from nas.searcher.proposing.surrogate import (
+    TARGETS,
     GaussianProcess,
     Hyperparameters,
     rank_gauss,
@@ -182,11 +183,32 @@ def test_hyperparameters__tell_noise_from_structure():
 def test_hyperparameters__accuracies_that_are_smooth_are_taken_as_they_are():
     rows = np.random.default_rng(4).choice(len(CODES), 40, replace=False)
     smooth = 3.0 * CODES[rows, 4] + 5 * (CODES[rows, 0] == 1) + 2 * (CODES[rows, 1] == 2)
-    assert Hyperparameters.of_accuracy(FEATURES[rows], smooth).targets == "raw"
+    found = Hyperparameters.of_accuracy(FEATURES[rows], smooth)
+    assert {one.targets for _, one in found} == {"raw"}
     # Most networks learned nothing, each as little as chance has it; a few differ by little.
     failed = np.random.default_rng(5).random(40) < 0.4
     tailed = np.where(failed, 10 * np.random.default_rng(6).random(40), 90 + smooth / 10)
-    assert Hyperparameters.of_accuracy(FEATURES[rows], tailed).targets != "raw"
+    found = Hyperparameters.of_accuracy(FEATURES[rows], tailed)
+    assert "raw" not in {one.targets for _, one in found}
+
+
+def test_hyperparameters__weigh_as_likely_as_they_are():
+    rows = np.random.default_rng(7).choice(len(CODES), 10, replace=False)
+    found = Hyperparameters.of_accuracy(FEATURES[rows], ACCURACY[rows])
+    weights = [weight for weight, _ in found]
+    assert len(found) > 1  # ten observations do not decide
+    assert sum(weights) == pytest.approx(1)
+    assert weights == sorted(weights, reverse=True)
+    targets = TARGETS[found[0][1].targets](ACCURACY[rows])
+    targets = targets - targets.mean()
+    logarithms = []
+    for _, one in found:
+        process = GaussianProcess(FEATURES[rows], targets, one)
+        matrix = process.kernel(FEATURES[rows], FEATURES[rows]) + one.noise * np.eye(10)
+        scale = targets @ np.linalg.solve(matrix, targets) / 10
+        logarithms.append(-5 * np.log(scale) - 0.5 * np.linalg.slogdet(matrix)[1])
+    ratios = np.exp(np.array(logarithms) - logarithms[0])
+    np.testing.assert_allclose(np.array(weights) / weights[0], ratios, rtol=1e-4)
 
 
 budgets = st.one_of(st.none(), st.floats(0.5, 7), st.lists(st.floats(1, 7), min_size=1, max_size=3))

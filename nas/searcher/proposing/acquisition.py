@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from nas.searcher.proposing.surrogate import TARGETS, Array, GaussianProcess, Hyperparameters
+from nas.searcher.proposing.surrogate import (
+    TARGETS,
+    Array,
+    GaussianProcess,
+    Hyperparameters,
+    Likely,
+)
 
 __all__ = ["Observed", "Settings", "propose", "recommend"]
 
@@ -59,13 +65,14 @@ class Settings:
         budgets: rungs of the ladder when the whole front is wanted.
         most: observations the surrogate learns from; beyond them, the best half of that number and
             the newest of the rest.
+        hyperparameters: None finds them.
     """
 
     start: int = 8
     explore: float = 0.05
     budgets: int = 128
     most: int = 400
-    hyperparameters: Hyperparameters | None = None
+    hyperparameters: Likely | None = None
 
 
 def propose(
@@ -155,23 +162,59 @@ def recommend(observed: Observed, *, budget_ms: float | None = None) -> int | No
     if within.size == 0:
         return None
     scored = observed.scored
-    mean = _fitted(scored, None).mean(scored.features)
+    fitted = _fitted(scored, None)
+    mean = np.sum([weight * one.mean(scored.features) for weight, one in fitted], axis=0)
     return int(known[within[np.argmax(mean[within])]])
 
 
 class _Search:
-    """The surrogate, and the best so far under each budget of the ladder."""
+    """Expected improvement, averaged over likely hyperparameters.
+
+    Snoek, Larochelle, Adams, Practical Bayesian optimization of machine learning algorithms, 2012,
+    section 3.2, with a grid in place of samples.
+    """
+
+    def __init__(self, scored: Observed, ladder: Array, likely: Likely | None) -> None:
+        doubt = _doubt(scored.accuracy, scored.latency_ms <= ladder[:, None])
+        self._parts = [
+            (weight, _Part(process, scored, ladder, doubt))
+            for weight, process in _fitted(scored, likely)
+        ]
+
+    def believe(self, features: Array, latency_ms: Array) -> None:
+        """Go on as if these had come out as expected."""
+        for _, part in self._parts:
+            part.believe(features, latency_ms)
+
+    def gain(self, features: Array, latency_ms: Array) -> Array:
+        """Return the expected improvement, summed over the ladder, (N,)."""
+        gains = [weight * part.gain(features, latency_ms) for weight, part in self._parts]
+        return np.asarray(np.sum(gains, axis=0))
+
+    def shortlist(
+        self, rows: NDArray[np.intp], features: Array, latency_ms: Array, weight: Array
+    ) -> NDArray[np.intp]:
+        """Return the rows whose gain may be the largest, by an upper bound of it."""
+        if len(rows) <= _SHORTLIST:
+            return rows
+        bounds = [
+            share * part.bound(features[rows], latency_ms[rows]) for share, part in self._parts
+        ]
+        bound = weight[rows] * np.sum(bounds, axis=0)
+        return rows[np.argsort(-bound, kind="stable")[:_SHORTLIST]]
+
+
+class _Part:
+    """A surrogate, and the best so far under each budget of the ladder."""
 
     def __init__(
-        self, scored: Observed, ladder: Array, hyperparameters: Hyperparameters | None
+        self, process: GaussianProcess, scored: Observed, ladder: Array, doubt: float
     ) -> None:
-        self._process = _fitted(scored, hyperparameters)
-        self._ladder = ladder
+        self._process, self._ladder, self._doubt = process, ladder, doubt
         mean = self._process.mean(scored.features)
         within = scored.latency_ms <= ladder[:, None]
         # The posterior's mean, because with noise the largest target is a lucky one.
         self._best = np.where(within, mean, mean.min()).max(axis=1)
-        self._doubt = _doubt(scored.accuracy, within)
 
     def believe(self, features: Array, latency_ms: Array) -> None:
         """Go on as if these had come out as expected."""
@@ -185,15 +228,9 @@ class _Search:
         """Return the expected improvement, summed over the ladder, (N,)."""
         return self._gain(*self._process.predict(features), latency_ms)
 
-    def shortlist(
-        self, rows: NDArray[np.intp], features: Array, latency_ms: Array, weight: Array
-    ) -> NDArray[np.intp]:
-        """Return the rows whose gain may be the largest, by an upper bound of it."""
-        if len(rows) <= _SHORTLIST:
-            return rows
-        mean, deviation = self._process.bound(features[rows])
-        bound = weight[rows] * self._gain(mean, deviation, latency_ms[rows])
-        return rows[np.argsort(-bound, kind="stable")[:_SHORTLIST]]
+    def bound(self, features: Array, latency_ms: Array) -> Array:
+        """Return an upper bound of the gain, (N,)."""
+        return self._gain(*self._process.bound(features), latency_ms)
 
     def _gain(self, mean: Array, deviation: Array, latency_ms: Array) -> Array:
         """Expected improvement (Jones et al., Efficient global optimization, 1998, eq. 15)."""
@@ -205,10 +242,13 @@ class _Search:
         return total
 
 
-def _fitted(scored: Observed, hyperparameters: Hyperparameters | None) -> GaussianProcess:
+def _fitted(scored: Observed, likely: Likely | None) -> list[tuple[float, GaussianProcess]]:
     features, accuracy = scored.features, scored.accuracy
-    found = hyperparameters or Hyperparameters.of_accuracy(features, accuracy)
-    return GaussianProcess(features, TARGETS[found.targets](accuracy), found)
+    found = likely or Hyperparameters.of_accuracy(features, accuracy)
+    return [
+        (weight, GaussianProcess(features, TARGETS[one.targets](accuracy), one))
+        for weight, one in found
+    ]
 
 
 def _doubt(accuracy: Array, within: Mask) -> float:

@@ -29,7 +29,7 @@ from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-__all__ = ["TARGETS", "GaussianProcess", "Hyperparameters", "rank_gauss", "winsorised"]
+__all__ = ["TARGETS", "GaussianProcess", "Hyperparameters", "Likely", "rank_gauss", "winsorised"]
 
 Array = NDArray[np.float64]
 
@@ -38,6 +38,7 @@ _POWERS = (1, 2)
 _CLEARLY = 0.8  # of the correlation that the kind of targets before it misses
 _SMOOTH = 0.8  # rank correlation of what a process on raw values predicts
 _MOST_FITTED = 64  # observations that hyperparameters are fitted to
+_AVERAGED, _LEAST_WEIGHT = 4, 0.05  # points of the grid that predictions are averaged over
 _NOISES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _JITTER = 1e-9
 
@@ -101,27 +102,40 @@ class Hyperparameters:
         2006, eq. 5.8 with the scale maximised in closed form). Of many observations some are taken.
         """
         some = _spread(len(targets))
-        return _likeliest(_Spectrum.grid(features[some], slopes), targets[some])[0]
+        return _likeliest(_Spectrum.grid(features[some], slopes), targets[some])[0][0][1]
 
     @classmethod
-    def of_accuracy(cls, features: Array, accuracy: Array) -> Hyperparameters:
+    def of_accuracy(cls, features: Array, accuracy: Array) -> Likely:
         """Choose the kind of targets too, by how well each observation is predicted without it.
+
+        Of the kind chosen, several points of the grid come back: tens of observations do not decide
+        between them, and a proposal that trusts one of them alone may be of its error.
 
         The measure is Spearman's rank correlation of accuracies with leave-one-out means (Rasmussen
         and Williams, 2006, eq. 5.12). Raw values are taken if they reach `_SMOOTH`. Otherwise a
         kind must be clearly better than those before it: the measure is itself uncertain. Ranks,
         the first, bear noise best.
+
+        Returns:
+            Weights, in proportion to the marginal likelihood and 1 in all, and hyperparameters; the
+            likeliest first.
         """
         some = _spread(len(accuracy))
         accuracy = accuracy[some]
         spectra, order = _Spectrum.grid(features[some], (0.0,)), rankdata(accuracy)
-        least, found = np.inf, cls(1.0, 1, 1e-2)
+        least = np.inf
+        found: Likely = ((1.0, cls(1.0, 1, 1e-2)),)
         for kind, targets in TARGETS.items():
             fitted, left_out = _likeliest(spectra, targets(accuracy))
             missed = 1 - _correlation(rankdata(left_out), order)
             if missed < _CLEARLY * least or (kind == "raw" and missed <= 1 - _SMOOTH):
-                least, found = missed, replace(fitted, targets=kind)
+                least = missed
+                found = tuple((weight, replace(one, targets=kind)) for weight, one in fitted)
         return found
+
+
+Likely = tuple[tuple[float, Hyperparameters], ...]
+"""Weights that sum to 1, and hyperparameters, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +165,10 @@ class _Spectrum:
             found.append(cls(length, power, slope, np.maximum(values, 0), vectors))
         return found
 
+    def hyperparameters(self, noise: float) -> Hyperparameters:
+        """Return those of the kernel with so much noise."""
+        return Hyperparameters(self.length, self.power, noise, self.slope)
+
     def likelihoods(self, centred: Array) -> Array:
         """Return the log likelihood of targets less their mean for every noise, (noises,)."""
         projected, n = (self.vectors.T @ centred) ** 2, len(centred)
@@ -165,13 +183,20 @@ class _Spectrum:
         return np.asarray(targets - weights / np.einsum("nm,nm->n", weighted, self.vectors))
 
 
-def _likeliest(spectra: Sequence[_Spectrum], targets: Array) -> tuple[Hyperparameters, Array]:
-    """Return the likeliest hyperparameters, and what they predict of each target left out, (n,)."""
-    likelihoods = np.array([one.likelihoods(targets - targets.mean()) for one in spectra])
-    place, at = np.unravel_index(int(np.argmax(likelihoods)), likelihoods.shape)
-    best, noise = spectra[int(place)], _NOISES[int(at)]
-    found = Hyperparameters(best.length, best.power, noise, best.slope)
-    return found, best.left_out(targets, noise)
+def _likeliest(spectra: Sequence[_Spectrum], targets: Array) -> tuple[Likely, Array]:
+    """Return likely hyperparameters, and what the first predict of each target left out, (n,)."""
+    logarithms = np.array([one.likelihoods(targets - targets.mean()) for one in spectra]).ravel()
+    order = np.argsort(-logarithms, kind="stable")[:_AVERAGED]
+    weights = np.exp(logarithms[order] - logarithms[order[0]])
+    weights *= weights >= _LEAST_WEIGHT * weights.sum()
+    places = [divmod(int(one), len(_NOISES)) for one in order]
+    likely = tuple(
+        (float(weight), spectra[place].hyperparameters(_NOISES[noise]))
+        for weight, (place, noise) in zip(weights / weights.sum(), places, strict=True)
+        if weight
+    )
+    place, noise = places[0]
+    return likely, spectra[place].left_out(targets, _NOISES[noise])
 
 
 def _spread(n: int) -> NDArray[np.intp]:
