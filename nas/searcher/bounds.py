@@ -17,7 +17,7 @@ from nas.model.detector import profile
 from nas.space.architecture import Architecture, Candidate
 from nas.space.layers import IMAGE, layers
 
-__all__ = ["Bounds", "figures_of", "kept_elements", "parse_amount"]
+__all__ = ["Bounds", "amount_text", "figures_of", "kept_elements", "parse_amount"]
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _AMOUNT = re.compile(r"(?P<value>[0-9]*\.?[0-9]+)(?P<unit>[kKMGT]?)B?")
@@ -78,6 +78,11 @@ class Bounds:
         """Whether a candidate keeps all of them."""
         return all(violation <= 0 for violation in self.violations(candidate).values())
 
+    @property
+    def text(self) -> str:
+        """The stated bounds for a person; studies that are stored know them by `str`."""
+        return ", ".join(f"{name} <= {amount_text(value)}" for name, value in self.stated.items())
+
     def __str__(self) -> str:
         return ", ".join(f"{name} <= {value:g}" for name, value in self.stated.items())
 
@@ -106,6 +111,14 @@ def kept_elements(architecture: Architecture) -> int:
         sum(size for index, size in sizes.items() if index <= layer.index <= last.get(index, index))
         for layer in listed
     )
+
+
+def amount_text(amount: float) -> str:
+    """Format an amount for `parse_amount`, such as `"142.2k"`, rounded up to four digits."""
+    digits = 10.0 ** (math.floor(math.log10(amount)) - 3)
+    rounded = amount if amount < _UNITS["k"] else math.ceil(amount / digits) * digits
+    unit = max((unit for unit in "kMGT" if rounded >= _UNITS[unit]), key=_UNITS.get, default="")
+    return f"{rounded / _UNITS[unit]:.4g}{unit}"
 
 
 def parse_amount(text: Any) -> float:

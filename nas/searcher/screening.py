@@ -9,7 +9,7 @@ import numpy as np
 
 from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
 from nas.latency.latency import Latency
-from nas.searcher.bounds import figures_of
+from nas.searcher.bounds import amount_text, figures_of
 from nas.searcher.progress import Listener
 from nas.searcher.setting import Setting
 from nas.space.space import Point
@@ -104,12 +104,12 @@ def _check_bounds(setting: Setting, points: list[Point], listener: Listener) -> 
             for name in bounds.stated
         }
         raise BudgetError(
-            f"No candidate of {len(candidates)} keeps the bounds {bounds}.",
-            "The least of each are: "
-            + ", ".join(f"{name} {value:.4g}" for name, value in least.items())
-            + ".",
+            f"No candidate of {len(candidates)} keeps the bounds {bounds.text}.",
+            "The least that one of them has: "
+            + ", ".join(f"{name} {amount_text(value)}" for name, value in least.items())
+            + ". Allow more.",
         )
-    listener.say(f"The bounds {bounds} admit {admitted} of {len(candidates)} candidates.")
+    listener.say(f"The bounds {bounds.text} admit {admitted} of {len(candidates)} candidates.")
 
 
 def _screen(setting: Setting, points: list[Point], listener: Listener) -> Iterator[Latency]:

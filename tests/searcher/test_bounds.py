@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import InputError
-from nas.searcher.bounds import Bounds, figures_of, kept_elements, parse_amount
+from nas.searcher.bounds import Bounds, amount_text, figures_of, kept_elements, parse_amount
 from nas.space.architecture import Candidate
 from nas.space.space import load_space
 
@@ -29,6 +29,12 @@ def test_parse__amounts(text: str, value: float) -> None:
 def test_parse__something_else(text: str) -> None:
     with pytest.raises(InputError, match="such as 5M"):
         parse_amount(text)
+
+
+@given(st.integers(1, 10**13))
+def test_amount_text__is_read_back_as_an_amount_that_admits_it(amount: int) -> None:
+    assert amount <= parse_amount(amount_text(amount)) <= amount * 1.0011
+    assert amount_text(142_176) == "142.2k"
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
@@ -69,4 +75,8 @@ def test_kept_elements__holds_what_later_layers_read() -> None:
 def test_no_bounds__admit_everything() -> None:
     assert Bounds().violations(_candidate("max")) == {}
     assert Bounds().admit(_candidate("max"))
+    assert Bounds(parameters=5e6, macs=2e9).text == "parameters <= 5M, macs <= 2G"
+
+
+def test_bounds__stored_studies_know_them_by_these_words() -> None:
     assert str(Bounds(parameters=5e6, macs=2e9)) == "parameters <= 5e+06, macs <= 2e+09"
