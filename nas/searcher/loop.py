@@ -373,14 +373,30 @@ class _Loop:
                 warning=True,
             )
             return True
+        if self._knows_all():
+            self._listener.say(
+                f"All that the space has was tried: the search ends with {self._study.evaluated} "
+                f"of {wanted} evaluations.",
+                warning=True,
+            )
+            return True
         if self._asked >= _MOST_ASKED * wanted:
             self._listener.say(
-                f"{self._asked} candidates were asked for and {self._over} broke the budget: the "
-                f"search ends with {self._study.evaluated} of {wanted} evaluations.",
+                f"{self._asked} candidates were asked for, {self._over} broke the budget and "
+                f"{self._repeated} were known: the search ends with {self._study.evaluated} of "
+                f"{wanted} evaluations.",
                 warning=True,
             )
             return True
         return False
+
+    def _knows_all(self) -> bool:
+        """Whether every point of the space was tried; looked at when one came again."""
+        if not self._repeats_in_a_row:
+            return False
+        trials = self._study.optuna_study.get_trials(deepcopy=False)
+        points = {tuple(sorted(trial.params.items())) for trial in trials}
+        return len(points) >= self._setting.space.size
 
     def _report(self) -> None:
         front = [_member(told) for told in self._study.front()]

@@ -82,13 +82,13 @@ def _refusal(setting: Setting, latencies: Sequence[Latency], how: str) -> Budget
 
 
 def _points(setting: Setting) -> list[Point]:
-    """Return the smallest, the largest and random points of the space."""
+    """Return the smallest, the largest and random points of the space, each once."""
     generator = np.random.default_rng(setting.request.seed)
     anchors = setting.space.anchors
     screened = _QUICK_SCREENED if setting.request.quick else _SCREENED
-    return [anchors["min"], anchors["max"]] + [
-        setting.space.sample(generator) for _ in range(screened)
-    ]
+    points = [anchors["min"], anchors["max"]]
+    points += [setting.space.sample(generator) for _ in range(screened)]
+    return list({tuple(point.items()): point for point in points}.values())
 
 
 def _check_bounds(setting: Setting, points: list[Point], listener: Listener) -> None:

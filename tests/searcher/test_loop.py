@@ -190,3 +190,32 @@ def test_search__our_sampler_proposes_nothing_over_an_exact_bound(setting: Setti
     assert states.count("infeasible") == 1
     assert states.index("infeasible") < 2
     assert len(result.scored) == 5
+
+
+class _Hearing(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str, *, warning: bool = False) -> None:
+        del warning
+        self.said.append(text)
+
+
+def test_search__a_space_that_is_exhausted_ends_it_and_is_told_once(setting: Setting) -> None:
+    """Asking on would only fill the study with repeats."""
+    options = {name: dict(list(each.items())[:1]) for name, each in setting.space.options.items()}
+    options["depth"] = dict(list(setting.space.options["depth"].items())[:2])
+    ends = {name: {choice: next(iter(o)) for choice, o in options.items()} for name in ("min",)}
+    ends["max"] = {choice: list(o)[-1] for choice, o in options.items()}
+    few = dataclasses.replace(setting.space, options=options, anchors=ends)
+    heard = _Hearing()
+    request = dataclasses.replace(setting.request, sampler="autonac")
+    answers = dataclasses.replace(setting.answers, space=few)
+    result = search(dataclasses.replace(setting, answers=answers, request=request), heard)
+    assert len(result.scored) == 2
+    assert len(result.evaluations) <= 4
+    text = " ".join(heard.said)
+    assert "All that the space has was tried: the search ends with 2 of 5 evaluations." in text
+    assert "admits all of 2 measured candidates" in text
