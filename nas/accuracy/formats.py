@@ -167,7 +167,8 @@ def _note_leaks(splits: dict[SplitName, Split], report: DataReport) -> None:
     counts = Counter(content for split in splits.values() for content in set(split.contents))
     shared = sum(count > 1 for count in counts.values())
     if shared:
-        report.note(f"{shared} images are in more than one split: accuracy will look too good.")
+        images = "1 image is" if shared == 1 else f"{shared} images are"
+        report.note(f"{images} in more than one split: accuracy will look too good.")
 
 
 def _note_absent_classes(

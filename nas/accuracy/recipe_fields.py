@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 from nas.accuracy.assigner import TaskAlignedAssigner
@@ -113,9 +114,9 @@ def read_recipe(path: Path) -> dict[str, Value]:
             values[".".join(place)] = _read_field(".".join(place), value)
     for group in document.data:
         named = {name: each for name, each in values.items() if name.partition(".")[0] == group}
-        with _placed(document, (group,)):
+        with _placed(document, (group,), named):
             with_fields(Recipe(), named)
-    with _placed(document, ()):
+    with _placed(document, (), values):
         with_fields(Recipe(), values)
     return values
 
@@ -131,6 +132,11 @@ def _leaves(data: object, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
 def _read_field(name: str, value: object) -> Value:
     if name == "seed":
         raise InputError("The seed is not part of a recipe file.", "Give it with --seed.")
+    if parts := [each for each in recipe_fields() if each.startswith(f"{name}.")]:
+        raise InputError(
+            f"The recipe's {name!r} is a mapping of fields, got {value!r}.",
+            f"Its fields are: {', '.join(part.partition('.')[2] for part in parts)}.",
+        )
     if not isinstance(value, Value):
         raise InputError(f"The recipe's {name!r} has one value, got {value!r}.")
     if isinstance(value, bool) and get_args(recipe_fields().get(name)):
@@ -139,10 +145,14 @@ def _read_field(name: str, value: object) -> Value:
 
 
 @contextmanager
-def _placed(document: Document, place: tuple[str, ...]) -> Iterator[None]:
-    """Say where an error stands, and not the whole recipe that broke the rule."""
+def _placed(
+    document: Document, place: tuple[str, ...], values: Mapping[str, Value] = MappingProxyType({})
+) -> Iterator[None]:
+    """Say where an error stands, and of the recipe that broke the rule what the file says."""
     try:
         yield
     except InputError as error:
-        rule = error.message.partition(", got Recipe(")[0].rstrip(".")
+        rule, whole, _ = error.message.partition(", got Recipe(")
+        said = ", ".join(f"{name}: {value}" for name, value in values.items())
+        rule = rule.rstrip(".") + (f", got {said}" if whole else "")
         raise type(error)(f"{document.where(place)}: {rule}.", error.remedy) from error
