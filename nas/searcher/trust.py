@@ -318,7 +318,11 @@ class Trust:
 
     def _baseline_words(self) -> str:
         ranking, gain = self.rankings["MACs"], self.gains["MACs"]
-        taus = f"({ranking.overall.value:.2f} and {ranking.window.value:.2f})"
+        if math.isnan(ranking.overall.value):
+            return "Nor can that of counting MACs be told."
+        values = (ranking.overall.value, ranking.window.value)
+        taus = " and ".join("undefined" if math.isnan(tau) else f"{tau:.2f}" for tau in values)
+        taus = f"({taus})"
         if gain.low > 0:
             return f"It ranks surely better than counting MACs {taus}."
         if gain.high < 0:

@@ -112,6 +112,13 @@ def test_verdict__references_that_cannot_judge_convict_nothing(scores, reference
     assert words in verdict.text
 
 
+def test_verdict__references_that_are_all_equal_order_nothing():
+    text = trust_of(GOOD, np.zeros_like(GOOD)).verdict.text
+    assert "no landmark reached more than 0.000 mAP" in text
+    assert "Nor can that of counting MACs be told." in text
+    assert "nan" not in text
+
+
 def test_verdict__a_short_check_says_that_it_underestimates():
     text = trust_of(GOOD, GOOD, iterations=25).verdict.text
     assert "25 of 100 steps" in text
