@@ -20,6 +20,7 @@ from nas.api.networks import (
 from nas.api.searches import Found, forecast, resume, retarget, search, search_request
 from nas.api.studies import (
     compare,
+    delivered_trial,
     explain,
     export,
     front,
@@ -35,6 +36,7 @@ __all__ = [
     "ablate",
     "anchors",
     "compare",
+    "delivered_trial",
     "describe",
     "estimate",
     "explain",

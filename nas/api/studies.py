@@ -26,6 +26,7 @@ from nas.searcher.upgrade import Upgrade, upgrade_study
 
 __all__ = [
     "compare",
+    "delivered_trial",
     "explain",
     "export",
     "front",
@@ -72,6 +73,28 @@ def front(request: Request) -> StudyResult:
     """
     with Database(request.url) as database:
         return _load(database, request)
+
+
+def delivered_trial(
+    request: Request, result: StudyResult, *, otherwise: int | None = None
+) -> int | None:
+    """Return the trial of the network that a search confirmed and delivered.
+
+    Args:
+        request: from `stored_request`.
+        result: the study.
+        otherwise: returned if nothing was confirmed yet.
+
+    Returns:
+        None if what was delivered is no trial of the study, but what a plain rule took.
+    """
+    with Database(request.url) as database:
+        stored = database.find_report(result.study, KIND)
+    if stored is None:
+        return otherwise
+    winner, table = Worth.from_dict(stored).winner, result.scored
+    same = (table["architecture"] == winner.architecture) & (table["precision"] == winner.precision)
+    return None if table[same].empty else int(table[same].iloc[0]["trial"])
 
 
 def compare(

@@ -57,6 +57,7 @@ def front(
     from nas.searcher.score import Score
 
     request = api.stored_request(study, storage, workspace)
+    stored = request
     if budget is not None:
         request = dataclasses.replace(request, budget=Budget.parse(budget))
     if lambda_ is not None:
@@ -64,6 +65,11 @@ def front(
         request = dataclasses.replace(request, score=score)
     result = api.front(request)
     best = None if result.front.empty else int(result.row()["trial"])
+    name = "front"
+    if request == stored:
+        best = api.delivered_trial(request, result, otherwise=best)
+    else:  # beside the figure of what was delivered, not in its place
+        name += f"-{request.budget}" + (f"-lambda-{lambda_}" if lambda_ else "")
     title = f"Front of {result.study} under {request.budget}, by {request.score}"
     out.print(front_table(result.front, title, best))
     out.print(trust_line(result.trust))
@@ -71,7 +77,7 @@ def front(
         out.print(stopped, highlight=False)
     if lambda_ == AUTO:
         out.print(exchange_line(result), highlight=False)
-    path = request.workspace.bundle(result.study) / "front.html"
+    path = request.workspace.bundle(result.study) / f"{name}.html"
     write_figure(front_figure(result, best), path)
     out.print(f"Figure: {path}")
     if against is not None:

@@ -37,6 +37,9 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
                 customdata=late["trial"],
             )
         )
+    if not (slow := _over(result)).empty:
+        name = f"scored, but over this budget ({len(slow)})"
+        figure.add_trace(_points(slow, name, _GREY, 7, "x"))
     if not (stopped := result.stopped).empty:
         figure.add_trace(_estimates(stopped))
     figure.add_trace(_points(scored, f"scored under budget ({len(scored)})", _GREY, 7))
@@ -54,7 +57,8 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
     chosen = scored[scored["trial"] == winner]
     if not chosen.empty:
         figure.add_trace(_points(chosen, f"winner: trial {winner}", _GREEN, 15, "star"))
-    ceiling = float(scored["map50_95_high"].max()) if len(scored) else 1.0
+    shown = scored if slow.empty else slow if scored.empty else pd.concat([scored, slow])
+    ceiling = float(shown["map50_95_high"].max()) if len(shown) else 1.0
     figure.add_trace(
         go.Scatter(
             x=[result.budget.latency_ms] * 2,
@@ -71,9 +75,10 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
         xaxis_title=_latency_title(scored),
         yaxis_title="mAP50-95 on validation, inherited weights (bars: 95 % interval)",
         template="plotly_white",
-        legend={"x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
+        # Below, as no corner is free: what broke the budget stands on the axis.
+        legend={"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top"},
         width=960,
-        height=560,
+        height=620,
     )
     return figure
 
@@ -95,8 +100,16 @@ def _latency_title(scored: pd.DataFrame) -> str:
     """Say what the latencies are, and what their bars hold."""
     sources = sorted(set(scored["latency_source"].dropna()))
     return (
-        f"latency, ms, {', '.join(sources) or 'none'}, log scale (bars: {levels(sources)} interval)"
+        f"latency in ms, {', '.join(sources) or 'none'}; log scale (bars: {levels(sources)} "
+        "interval)"
     )
+
+
+def _over(result: StudyResult) -> pd.DataFrame:
+    """Return the scored candidates that a smaller budget than the study's leaves out."""
+    table = result.evaluations
+    table = table[table["map50_95"].notna() & (table["latency_ms"] > result.budget.latency_ms)]
+    return table.drop_duplicates(["architecture", "precision"])
 
 
 def _floor(scored: pd.DataFrame) -> float:

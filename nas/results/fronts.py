@@ -196,7 +196,8 @@ def difference_lines(difference: FrontDifference) -> Iterator[str]:
         reasons = gone["standing_new"].fillna("not looked at").value_counts()
         line += "; " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     new_ones = difference.count("only new")
-    yield f"{line}. Of the {stay + new_ones} members of {new.name}, {new_ones} are new."
+    are = "is" if new_ones == 1 else "are"
+    yield f"{line}. Of the {stay + new_ones} members of {new.name}, {new_ones} {are} new."
     if difference.tau is not None and not difference.same_device:
         yield _order_line(difference, difference.tau)
     if unsure := [one for one in new.sources if one not in _SURE]:
@@ -227,9 +228,10 @@ def difference_figure(difference: FrontDifference) -> go.Figure:
             figure.add_trace(trace)
     for budget in _budgets(difference):
         figure.add_trace(budget)
-    what = "latency, ms" if difference.same_device else "latency / own budget"
+    what = "latency in ms" if difference.same_device else "latency / own budget"
     sources = sorted({*difference.old.sources, *difference.new.sources})
-    figure.update_xaxes(type="log", title=f"{what}, {', '.join(sources)}, log scale")
+    figure.update_xaxes(type="log", title=f"{what}, {', '.join(sources)}; log scale")
+    figure.update_xaxes(range=_padded(figure))
     figure.update_yaxes(title="mAP50-95 on validation, inherited weights (bars: 95 % interval)")
     figure.update_layout(
         title=f"{difference.new.name} against {difference.old.name}",
@@ -287,17 +289,23 @@ def _joins(difference: FrontDifference) -> go.Scatter:
 def _budgets(difference: FrontDifference) -> Iterator[go.Scatter]:
     """Draw a line at each budget; at 1 where latencies are shares of them."""
     studies = (difference.old, difference.new)
-    lines = {1.0: "both budgets"}
-    if difference.same_device:
-        lines = {one.result.budget.latency_ms: f"budget {one.result.budget}" for one in studies}
-    accuracies = pd.concat([one.result.front["map50_95"] for one in studies])
-    for x, name in lines.items():
+    lines = {1.0: ("both budgets", _RED)}
+    budgets = {one.result.budget.latency_ms for one in studies}
+    if difference.same_device and len(budgets) == 1:
+        lines = {budgets.pop(): (f"budget {studies[0].result.budget}", _RED)}
+    elif difference.same_device:
+        lines = {
+            one.result.budget.latency_ms: (f"budget {one.result.budget} of {one.name}", color)
+            for one, color in zip(studies, _COLORS.values(), strict=True)
+        }
+    fronts = pd.concat([one.result.front for one in studies])
+    for x, (name, color) in lines.items():
         yield go.Scatter(
             x=[x] * 2,
-            y=[accuracies.min(), accuracies.max()],
+            y=[fronts["map50_95_low"].min(), fronts["map50_95_high"].max()],
             mode="lines",
             name=name,
-            line={"color": _RED, "dash": "dash"},
+            line={"color": color, "dash": "dash"},
             hoverinfo="skip",
         )
 
@@ -328,6 +336,18 @@ def _front_traces(study: Side, side: str, scale: float) -> Iterator[go.Scatter]:
             "%{customdata[1]:.3f} ms, %{customdata[2]}<extra>" + study.name + "</extra>"
         ),
     )
+
+
+def _padded(figure: go.Figure) -> list[float]:
+    """Return the ends of a log axis with room at both sides: a budget is the last thing on it."""
+    drawn = [x for one in figure.data for x in one.x if x is not None]
+    for one in figure.data:
+        if one.error_x.array is not None:
+            drawn += [x + more for x, more in zip(one.x, one.error_x.array, strict=True)]
+            drawn += [x - less for x, less in zip(one.x, one.error_x.arrayminus, strict=True)]
+    low, high = math.log10(min(drawn)), math.log10(max(drawn))
+    margin = max(0.05 * (high - low), 0.01)
+    return [low - margin, high + margin]
 
 
 def _bars(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, object]:

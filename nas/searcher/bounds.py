@@ -117,7 +117,7 @@ def amount_text(amount: float) -> str:
     """Format an amount for `parse_amount`, such as `"142.2k"`, rounded up to four digits."""
     digits = 10.0 ** (math.floor(math.log10(amount)) - 3)
     rounded = amount if amount < _UNITS["k"] else math.ceil(amount / digits) * digits
-    unit = max((unit for unit in "kMGT" if rounded >= _UNITS[unit]), key=_UNITS.get, default="")
+    unit = next((unit for unit in "TGMk" if rounded >= _UNITS[unit]), "")
     return f"{rounded / _UNITS[unit]:.4g}{unit}"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -50,6 +51,20 @@ def test_front_figure__draws_intervals_budget_and_what_was_never_scored(
     assert list(bars.array) == pytest.approx([0.05, 0.05])
     assert list(figure.data[1].error_y.array) == pytest.approx([0.03, 0.02])
     assert set(figure.data[-1].x) == {1.0}
+
+
+def test_front_figure__a_smaller_budget_hides_nothing_that_was_scored(result: StudyResult) -> None:
+    under = dataclasses.replace(result, budget=Budget(0.6))
+    drawn = {trace.name: trace for trace in front_figure(under).data}
+    assert list(drawn["scored, but over this budget (1)"].x) == [0.9]
+    assert max(drawn["budget 0.6ms"].y) == pytest.approx(0.52)
+    assert list(drawn["scored under budget (1)"].x) == [0.5]
+
+
+def test_front_figure__the_legend_covers_no_candidate(result: StudyResult) -> None:
+    legend = front_figure(result).layout.legend
+    assert legend.y < 0
+    assert legend.yanchor == "top"
 
 
 def test_front_figure__the_source_is_one_hover_away(result: StudyResult) -> None:

@@ -142,9 +142,15 @@ def test_difference_figure__two_devices_share_no_milliseconds(difference: FrontD
 
 def test_difference_figure__one_device_is_drawn_in_milliseconds() -> None:
     figure = difference_figure(FrontDifference.of(_side("x", OLD, 1.0), _side("y", OLD, 0.5)))
-    assert figure.layout.xaxis.title.text.startswith("latency, ms")
+    assert figure.layout.xaxis.title.text.startswith("latency in ms")
     budgets = {trace.x[0] for trace in figure.data if (trace.name or "").startswith("budget")}
     assert budgets == {1.0, 0.5}
+    ends = [10**end for end in figure.layout.xaxis.range]
+    assert ends[0] < min(one[1] * 0.9 for one in OLD)
+    assert ends[1] > 1.0
+    lines = [t for t in figure.data if (t.name or "").startswith("budget")]
+    assert len({line.line.color for line in lines}) == 2  # else nobody knows whose is whose
+    assert {line.name for line in lines} == {"budget 1ms of x", "budget 0.5ms of y"}
 
 
 _ROWS = st.dictionaries(
