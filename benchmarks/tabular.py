@@ -14,6 +14,9 @@ Optuna's samplers may propose what the table lacks, what is over the budget and 
 That costs no query, and they are told of it as an infeasible trial (a repetition: as a trial with
 its values); after 100 such proposals in a row (`GPSampler`: 10) a random network is queried.
 
+Ours is `AutoNACSampler` in a study of Optuna, as users get it, told all latencies. What the table
+lacks it may not propose.
+
 A front is searched in two ways. Random search, Optuna's samplers and ours are told no budget.
 Evolution, local search and the null models are a search for each of the 8 budgets, in turns, so
 there is a second form of ours, one search that is told the 8 budgets. It was added after the
