@@ -1,8 +1,12 @@
-"""Search spaces of a few small networks, for tests that run everything."""
+"""A network that trains in milliseconds, and search spaces of a few such, for tests that train."""
 
 from __future__ import annotations
 
-__all__ = ["tiny_space"]
+from typing import Any
+
+from nas.space.architecture import Architecture
+
+__all__ = ["tiny_architecture", "tiny_space"]
 
 
 def tiny_space(
@@ -47,3 +51,45 @@ architecture:
       P5: {{block: c2f, channels: 16, hidden: 8}}
   head: {{channels: 16}}
 """
+
+
+def tiny_architecture(
+    *,
+    block: str = "conv_csp",
+    hidden: int = 8,
+    side: int = 64,
+    neck: int = 24,
+    tokens: int | None = None,
+    kind: str = "decoupled",
+    **fields: Any,
+) -> Architecture:
+    """Return a network of ten classes.
+
+    Args:
+        block: of all stages and fusions.
+        hidden: channels in each of them.
+        side: of the input.
+        neck: channels of its fusions.
+        tokens: of attention at P4; None leaves it out.
+        kind: of the head.
+        fields: further fields of the architecture.
+    """
+
+    def fusion(channels: int) -> dict[str, Any]:
+        return {"block": block, "channels": channels, "hidden": hidden}
+
+    return Architecture.parse(
+        {
+            "input": side,
+            "classes": 10,
+            "stem": {"channels": 8},
+            "backbone": {f"P{n}": fusion(8 * n) for n in range(2, 6)},
+            "attention": {"P4": {"tokens": tokens}} if tokens else {},
+            "neck": {
+                "top_down": {"P4": fusion(neck), "P3": fusion(neck)},
+                "bottom_up": {"P4": fusion(neck), "P5": fusion(neck)},
+            },
+            "head": {"channels": 16, "kind": kind},
+            **fields,
+        }
+    )

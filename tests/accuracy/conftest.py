@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tiny import tiny_architecture
 
 from nas.accuracy.dataset import Annotations, Dataset
 from nas.accuracy.detections import Detections
@@ -20,29 +20,12 @@ def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return digits_dataset(recipe, tmp_path_factory.mktemp("digits"))
 
 
-def _fusion(channels: int, hidden: int) -> dict[str, Any]:
-    return {"block": "conv_csp", "channels": channels, "hidden": hidden}
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Architecture]:
     """`tiny(side, neck, tokens)` describes a network of ten classes that trains in milliseconds."""
 
     def make(side: int = 32, neck: int = 16, tokens: int | None = None) -> Architecture:
-        return Architecture.parse(
-            {
-                "input": side,
-                "classes": 10,
-                "stem": {"channels": 8},
-                "backbone": {f"P{n}": _fusion(8 * n, 4) for n in range(2, 6)},
-                "attention": {"P4": {"tokens": tokens}} if tokens else {},
-                "neck": {
-                    "top_down": {"P4": _fusion(neck, 4), "P3": _fusion(neck, 4)},
-                    "bottom_up": {"P4": _fusion(neck, 4), "P5": _fusion(neck, 4)},
-                },
-                "head": {"channels": 16},
-            }
-        )
+        return tiny_architecture(hidden=4, side=side, neck=neck, tokens=tokens)
 
     return make
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_architecture
 from torch import Tensor, nn
 
 from nas.accuracy.assigner import Objects
@@ -16,25 +17,8 @@ from nas.model.supernet import Supernet
 from nas.space.architecture import Architecture
 
 CPU = torch.device("cpu")
-
-
-def _architecture(hidden: int = 8, kind: str = "decoupled") -> Architecture:
-    def fusion(channels: int) -> dict[str, Any]:
-        return {"block": "qarepvgg_csp", "channels": channels, "hidden": hidden}
-
-    return Architecture.parse(
-        {
-            "input": 64,
-            "classes": 10,
-            "stem": {"channels": 8},
-            "backbone": {f"P{n}": fusion(8 * n) for n in range(2, 6)},
-            "neck": {
-                "top_down": {"P4": fusion(24), "P3": fusion(24)},
-                "bottom_up": {"P4": fusion(24), "P5": fusion(24)},
-            },
-            "head": {"channels": 16, "kind": kind},
-        }
-    )
+BLOCK = "qarepvgg_csp"
+SUBNETS = tuple(tiny_architecture(block=BLOCK, hidden=hidden) for hidden in (8, 4))
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +52,7 @@ def _assert_equal(first: dict[str, Tensor | None], second: dict[str, Tensor | No
 def test_in_parts__gradients_are_those_of_the_whole_batch(
     batch: tuple[Tensor, Objects], kind: str, parts: int
 ) -> None:
-    architecture = _architecture(kind=kind)
+    architecture = tiny_architecture(block=BLOCK, kind=kind)
     # Fixed statistics: those of a batch are the one thing that parts do not share.
     detector = Detector(architecture).eval()
 
@@ -80,7 +64,7 @@ def test_in_parts__gradients_are_those_of_the_whole_batch(
 
 
 def test_in_parts__of_several_subnets(batch: tuple[Tensor, Objects]) -> None:
-    subnets = (_architecture(8), _architecture(4))
+    subnets = SUBNETS
     supernet = Supernet([subnets[0]]).eval()
 
     def forward(architecture: Architecture, images: Tensor) -> Any:
@@ -91,7 +75,7 @@ def test_in_parts__of_several_subnets(batch: tuple[Tensor, Objects]) -> None:
 
 
 def test_in_parts__batch_statistics_are_those_of_a_part(batch: tuple[Tensor, Objects]) -> None:
-    architecture = _architecture()
+    architecture = SUBNETS[0]
     supernet = Supernet([architecture])
 
     def forward(architecture: Architecture, images: Tensor) -> Any:
@@ -108,7 +92,7 @@ def test_in_parts__batch_statistics_are_those_of_a_part(batch: tuple[Tensor, Obj
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_recompute__gradients_are_the_same(batch: tuple[Tensor, Objects], parts: int) -> None:
-    subnets = (_architecture(8), _architecture(4))
+    subnets = SUBNETS
     supernet = Supernet([subnets[0]])
 
     def forward(architecture: Architecture, images: Tensor) -> Any:
@@ -120,7 +104,7 @@ def test_recompute__gradients_are_the_same(batch: tuple[Tensor, Objects], parts:
 
 
 def test_recompute__keeps_less_for_the_backward_pass(batch: tuple[Tensor, Objects]) -> None:
-    detector = Detector(_architecture()).eval()
+    detector = Detector(SUBNETS[0]).eval()
     kept = []
     for recompute in (False, True):
         detector.backbone.recompute = recompute

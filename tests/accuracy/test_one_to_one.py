@@ -8,12 +8,11 @@ seeds 0, 1, 2: suppression removes 3, 9, 1 % of what the one-to-one branches fin
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny import tiny_architecture
 
 from nas.accuracy.dataset import Dataset, ResizedSplit
 from nas.accuracy.detections import detect_batch
@@ -21,31 +20,16 @@ from nas.accuracy.evaluate import Predict, evaluate
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.training import train_detector
 from nas.model.detector import Detector
-from nas.space.architecture import Architecture
 
 RECIPE = Recipe(
     iterations=200, batch_size=8, zoom=0, shift=0, light=0, contrast=0, amp="off", seed=0
 )
 
 
-def _architecture(kind: str) -> Architecture:
-    def fusion(channels: int) -> dict[str, Any]:
-        return {"block": "c2f", "channels": channels, "hidden": 4}
-
-    return Architecture.parse(
-        {
-            "input": 96,
-            "classes": 10,
-            "activation": "silu",
-            "stem": {"channels": 8},
-            "backbone": {f"P{n}": fusion(8 * n) for n in range(2, 6)},
-            "neck": {
-                "top_down": {"P4": fusion(24), "P3": fusion(24)},
-                "bottom_up": {"P4": fusion(24), "P5": fusion(24)},
-            },
-            "head": {"channels": 16, "kind": kind},
-        }
-    )
+ONCE, MANY = (
+    tiny_architecture(block="c2f", hidden=4, side=96, kind=kind, activation="silu")
+    for kind in ("one_to_one", "decoupled")
+)
 
 
 def _predictor(detector: Detector) -> Predict:
@@ -68,7 +52,7 @@ def scenes(few_digits: Dataset) -> ResizedSplit:
 def trained(few_digits: Dataset) -> dict[str, Predict]:
     """One trained network: its one-to-one branches, and its one-to-many branches."""
     torch.set_num_threads(1)
-    once, many = (Detector(_architecture(kind)) for kind in ("one_to_one", "decoupled"))
+    once, many = (Detector(architecture) for architecture in (ONCE, MANY))
     train_detector(once, few_digits.train, RECIPE)
     kept = {name: t for name, t in once.state_dict().items() if "one_to_one" not in name}
     many.load_state_dict(kept)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_architecture
 from torch import Tensor
 
 from nas.accuracy.assigner import Objects
@@ -14,27 +15,7 @@ from nas.model.detector import Predictions
 from nas.model.supernet import Supernet
 from nas.space.architecture import Architecture
 
-
-def _architecture(hidden: int) -> Architecture:
-    def fusion(channels: int) -> dict[str, Any]:
-        return {"block": "conv_csp", "channels": channels, "hidden": hidden}
-
-    return Architecture.parse(
-        {
-            "input": 64,
-            "classes": 10,
-            "stem": {"channels": 8},
-            "backbone": {f"P{n}": fusion(8 * n) for n in range(2, 6)},
-            "neck": {
-                "top_down": {"P4": fusion(24), "P3": fusion(24)},
-                "bottom_up": {"P4": fusion(24), "P5": fusion(24)},
-            },
-            "head": {"channels": 16},
-        }
-    )
-
-
-LARGEST, SMALLEST = _architecture(8), _architecture(4)
+LARGEST, SMALLEST = tiny_architecture(), tiny_architecture(hidden=4)
 
 
 @pytest.fixture

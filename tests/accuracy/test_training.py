@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_architecture
 
 from nas.accuracy import training
 from nas.accuracy.dataset import Dataset, Split
@@ -27,33 +28,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _fusion(channels: int, hidden: int) -> dict[str, Any]:
-    return {"block": "conv_csp", "channels": channels, "hidden": hidden}
-
-
-def _architecture(hidden: int = 8, side: int = 32, tokens: int | None = None) -> Architecture:
-    return Architecture.parse(
-        {
-            "input": side,
-            "classes": 10,
-            "stem": {"channels": 8},
-            "backbone": {f"P{n}": _fusion(8 * n, hidden) for n in range(2, 6)},
-            "attention": {"P4": {"tokens": tokens}} if tokens else {},
-            "neck": {
-                "top_down": {"P4": _fusion(24, hidden), "P3": _fusion(24, hidden)},
-                "bottom_up": {"P4": _fusion(24, hidden), "P5": _fusion(24, hidden)},
-            },
-            "head": {"channels": 16},
-        }
-    )
-
-
-LARGEST, SMALLEST = _architecture(8), _architecture(4)
+LARGEST, SMALLEST = tiny_architecture(side=32), tiny_architecture(hidden=4, side=32)
 TINY = Recipe(iterations=6, batch_size=2, checkpoint_every=2)
 
 
 def _sample(_: int, generator: np.random.Generator) -> Architecture:
-    return _architecture(int(generator.choice([4, 8])), int(generator.choice([32, 64])))
+    hidden, side = (int(generator.choice(values)) for values in ([4, 8], [32, 64]))
+    return tiny_architecture(hidden=hidden, side=side)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +68,7 @@ def test_train_detector__overfits_four_images(train: Split) -> None:
         iterations=40, batch_size=4, zoom=0, shift=0, light=0, contrast=0, peak_lr=0.01, topk=4
     )
     losses: list[float] = []
-    detector = Detector(_architecture(side=64))
+    detector = Detector(tiny_architecture())
     result = train_detector(detector, four, recipe, progress=lambda p: losses.append(p.loss))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     assert result.loss == pytest.approx(np.mean(losses[-4:]))
@@ -261,9 +242,11 @@ def test_subnets__of_a_step(rule: Any, step: int, expected: int) -> None:
 
 def test_subnets__warm_up_at_the_median_input() -> None:
     sizes = iter([32] * 30 + [64] * 40 + [96] * 31)
-    subnets = Subnets("uniform", lambda *_: _architecture(4, next(sizes)), LARGEST, warmup=9)
+    subnets = Subnets(
+        "uniform", lambda *_: tiny_architecture(hidden=4, side=next(sizes)), LARGEST, warmup=9
+    )
     for step in range(9):
-        assert subnets(step, np.random.default_rng(step)) == (_architecture(8, 64),)
+        assert subnets(step, np.random.default_rng(step)) == (tiny_architecture(),)
 
 
 def test_subnets__sandwich_needs_a_smallest() -> None:
@@ -273,7 +256,7 @@ def test_subnets__sandwich_needs_a_smallest() -> None:
 
 @pytest.mark.parametrize(("side", "kind"), [(64, "dense"), (128, "sparse")])
 def test_at_input__attention_to_more_tokens_than_there_are(side: int, kind: str) -> None:
-    moved = _architecture(side=128, tokens=32).at_input((side, side))
+    moved = tiny_architecture(side=128, tokens=32).at_input((side, side))
     assert moved.attention.P4 is not None
     assert moved.attention.P4.kind == kind
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heard import Heard
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import BudgetError, StudyError
@@ -98,20 +99,6 @@ class Scripted(LatencyOracle):
     def _ms(self, network: Network) -> float:
         assert network.architecture is not None
         return 1 + np.prod(network.architecture.input) / 96**2
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.stages: list[str] = []
-
-    def say(self, text: str, *, warning: bool = False) -> None:
-        del warning
-        self.lines.append(text)
-
-    def stage(self, name: str, total: int) -> None:
-        del total
-        self.stages.append(name)
 
 
 @pytest.fixture

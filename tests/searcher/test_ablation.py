@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heard import Heard
 from sqlalchemy import func, select
 from tiny import tiny_space
 
@@ -14,7 +15,6 @@ from nas.errors import DatasetError, InputError, StudyError, UnknownNameError
 from nas.searcher.ablation import AblationRequest, ablate, cost_report
 from nas.searcher.connection import exclusive
 from nas.searcher.database import Database
-from nas.searcher.progress import Silent
 from nas.searcher.request import Workspace
 from nas.searcher.tables import AccuracyRow
 from nas.searcher.variants import Changes
@@ -29,28 +29,9 @@ CHANGES = Changes.parse(["hidden"], ["loss.box=2.5"], {"wide": {"hidden": 16}})
 NAMES = ["baseline", "hidden=16", "loss.box=2.5", "wide"]
 
 
-class Heard(Silent):
-    """Keeps what was said; interrupts when a stage's counter reaches a number."""
-
-    def __init__(self, interrupt_at: int | None = None) -> None:
-        self.said: list[str] = []
-        self.stages: list[str] = []
-        self._interrupt_at = interrupt_at
-
-    def stage(self, name: str, total: int) -> None:  # noqa: ARG002
-        self.stages.append(name)
-
-    def advance(self, done: int, note: str = "") -> None:  # noqa: ARG002
-        training = self.stages[-1] == "Train the variants"
-        if training and self._interrupt_at is not None and done >= self._interrupt_at:
-            raise KeyboardInterrupt
-
-    def say(self, text: str, *, warning: bool = False) -> None:  # noqa: ARG002
-        self.said.append(text)
-
-    @property
-    def trained(self) -> list[str]:
-        return [text.split(":")[0] for text in self.said if ": mAP50-95 " in text]
+def trained_in(heard: Heard) -> list[str]:
+    """Return what was trained, by name."""
+    return [text.split(":")[0] for text in heard.lines if ": mAP50-95 " in text]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +87,7 @@ def test_ablate__every_variant_has_every_seed(request_, heard):
 
 
 def test_ablate__equal_networks_are_trained_once(request_, heard):
-    assert heard.trained == [
+    assert trained_in(heard) == [
         "baseline, seed 0",
         "hidden=16, seed 0",
         "baseline, seed 1",
@@ -154,7 +135,7 @@ def test_ablate__again_trains_nothing(request_, heard):
     before = rows(request_)
     again = Heard()
     ablate(request_, again)
-    assert "4 of 4 trainings are stored already." in again.said
+    assert "4 of 4 trainings are stored already." in again.lines
     assert "Train the variants" not in again.stages
     assert rows(request_)["created"].tolist() == before["created"].tolist()
     assert not checkpoints(request_)
@@ -163,7 +144,7 @@ def test_ablate__again_trains_nothing(request_, heard):
 def stopped(request: AblationRequest, steps: int):
     """Run a study until so many steps are done; return what was stored by then."""
     with pytest.raises(KeyboardInterrupt):
-        ablate(request, Heard(interrupt_at=steps))
+        ablate(request, Heard(interrupt_at=("Train the variants", steps)))
     with Database(request.url) as database:
         assert database.runs(request.study)[0].status == "interrupted"
     return rows(request, request.study)
@@ -176,7 +157,7 @@ def test_ablate__stopped_and_continued_equals_uninterrupted(request_, heard):
     assert len(checkpoints(request)) == 1
     continued = Heard()
     ablate(request, continued)
-    assert continued.trained == heard.trained[1:]
+    assert trained_in(continued) == trained_in(heard)[1:]
     assert results(request, "stopped") == results(request_, "whole")
     assert not checkpoints(request)
 
@@ -187,7 +168,7 @@ def test_ablate__processes_give_the_same_and_may_be_stopped(request_, heard):
     stored = stopped(request, 7)  # when the faster process is in its second training
     continued = Heard()
     ablate(dataclasses.replace(request, jobs=1), continued)
-    assert len(continued.trained) == 4 - stored.groupby(["architecture", "seed"]).ngroups
+    assert len(trained_in(continued)) == 4 - stored.groupby(["architecture", "seed"]).ngroups
     assert results(request, "processes") == results(request_, "whole")
     assert not checkpoints(request)
 
@@ -198,7 +179,7 @@ def test_ablate__more_variants_and_seeds_may_come_later(request_, heard):
     more = dataclasses.replace(first, changes=Changes(extra={"wide": {"hidden": 16}}))
     listener = Heard()
     ablate(more, listener)
-    assert listener.trained == []  # the new name is a network that was trained
+    assert trained_in(listener) == []  # the new name is a network that was trained
     table = rows(request_, "grows").set_index("variant")
     assert set(table.index) == {"baseline", "hidden=16", "wide"}
     assert table.loc["wide", "map50_95"] == table.loc["hidden=16", "map50_95"]
@@ -209,7 +190,7 @@ def test_ablate__a_name_follows_from_what_is_studied(request_, heard):
     name = ablate(request, Heard())
     again = Heard()
     assert ablate(request, again) == name
-    assert again.trained == []
+    assert trained_in(again) == []
     assert name.startswith("ablation-")
 
 
@@ -264,8 +245,8 @@ def test_ablate__a_variant_that_cannot_be_trained_leaves_the_others(request_, he
     )
     listener = Heard()
     ablate(request, listener)
-    assert listener.trained == ["baseline, seed 0"]
-    assert any("loss.box=1e+39, seed 0 has no result" in text for text in listener.said)
+    assert trained_in(listener) == ["baseline, seed 0"]
+    assert any("loss.box=1e+39, seed 0 has no result" in text for text in listener.lines)
     assert rows(request, "breaks")["variant"].tolist() == ["baseline"]
 
 
@@ -301,7 +282,7 @@ def test_ablate__switches_have_a_teacher_and_costs(request_, heard):
     ablate(request, listener)
     # The one of pseudo-labels has not seen the hidden labels; after three steps it knows nothing.
     assert listener.stages.count("Train the teacher") == 2
-    assert any("pseudo_labels, seed 0 has no result" in text for text in listener.said)
+    assert any("pseudo_labels, seed 0 has no result" in text for text in listener.lines)
     trained = ["baseline", *names[:3]]
     assert rows(request_, "switches")["variant"].tolist() == trained
     with Database(request.url) as database:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,20 +32,10 @@ from nas.searcher.engines import (
     trained_graph,
 )
 from nas.searcher.evaluation import AccuracyJudge
-from nas.searcher.progress import Silent
 from nas.space.architecture import Candidate
 from nas.space.space import load_space
 
 SPACE = load_space("digits")
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def say(self, text: str, *, warning: bool = False) -> None:
-        if warning:
-            self.warnings.append(text)
 
 
 @pytest.fixture(scope="module", autouse=True)

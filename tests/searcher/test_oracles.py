@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heard import Heard
 
 from nas.errors import InputError, MeasurementError, SpaceError
 from nas.latency.environment import Environment
@@ -26,16 +27,6 @@ from nas.units import Budget
 
 FAR = "xavier-nx"
 SPACE = load_space("digits")
-
-
-class _Heard(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, bool]] = []
-
-    def say(self, text: str, *, warning: bool = False) -> None:
-        self.lines.append((text, warning))
 
 
 @pytest.fixture
@@ -96,13 +87,13 @@ def _far_environment(precision: str = "fp16") -> Environment:
 
 
 def test_far__is_estimated_loudly(far: Request, database: Database) -> None:
-    heard = _Heard()
+    heard = Heard()
     answers = _open(far, database, heard)
     assert isinstance(answers.oracle, EstimatingOracle)
     assert isinstance(answers.runtime, LiteralRuntime)
     assert answers.target == "tensorrt"
     assert answers.space.precisions == ("fp16",)
-    (warning,) = (text for text, is_warning in heard.lines if is_warning)
+    (warning,) = heard.warnings
     for words in (FAR, "ESTIMATED", "80 %", "not promised", "--latency measured", "nas measure"):
         assert words in warning
 
@@ -122,11 +113,11 @@ def test_far__profiled_device_is_answered_for_from_its_table(
 ) -> None:
     _profile(far.workspace.latency_tables / FAR, _far_environment())
     _profile(far.workspace.latency_tables / FAR, _far_environment("int8"))
-    heard = _Heard()
+    heard = Heard()
     answers = _open(replace(far, precisions=("int8", "fp16")), database, heard)
     assert isinstance(answers.oracle, TableOracle)
     assert answers.space.precisions == ("int8", "fp16")
-    (warning,) = (text for text, is_warning in heard.lines if is_warning)
+    (warning,) = heard.warnings
     assert "latency tables" in warning
     assert "95 %" in warning
 
@@ -139,7 +130,7 @@ def test_far__folder_without_tables(far: Request, database: Database, tmp_path: 
 def test_near__is_measured_and_keeps_the_precision_of_the_space(
     near: Request, database: Database
 ) -> None:
-    heard = _Heard()
+    heard = Heard()
     answers = _open(near, database, heard)
     with answers.oracle as oracle:
         assert isinstance(oracle, MeasuringOracle)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import Heard
 from tiny import tiny_space
 
 from nas.errors import BudgetError, SpaceError, StudyError, UnknownNameError
@@ -38,26 +39,6 @@ SPACE = tiny_space(
 )
 WIDE = Budget(100.0)
 _RUN = ("command", "space", "data", "recipe", "hardware", "runtime", "seed", "versions")
-
-
-class _Heard(Silent):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.stages: list[str] = []
-
-    def say(self, text: str, *, warning: bool = False) -> None:
-        del warning
-        self.lines.append(text)
-
-    def stage(self, name: str, total: int) -> None:
-        del total
-        self.stages.append(name)
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.lines)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +95,8 @@ def _opened(request: Request) -> Iterator[Setting]:
         yield setting
 
 
-def _searched(request: Request) -> tuple[StudyResult, _Heard]:
-    heard = _Heard()
+def _searched(request: Request) -> tuple[StudyResult, Heard]:
+    heard = Heard()
     with open_setting(request, heard) as setting:
         return search(setting, heard), heard
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from heard import Heard
 
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.accuracy.lessons import Distillation
@@ -20,14 +21,6 @@ from nas.space.space import load_space
 RECIPE = Recipe(iterations=2, batch_size=2, distillation=Distillation(logits=1.0))
 
 
-class Stages(Silent):
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def stage(self, name: str, total: int) -> None:  # noqa: ARG002
-        self.names.append(name)
-
-
 @pytest.fixture(scope="module")
 def find(tmp_path_factory) -> Callable[[Recipe], tuple[Path | None, list[str]]]:
     folder = tmp_path_factory.mktemp("teachers")
@@ -36,13 +29,13 @@ def find(tmp_path_factory) -> Callable[[Recipe], tuple[Path | None, list[str]]]:
     smallest = space.candidate(space.anchors["min"], 10).architecture.at_input((32, 32))
 
     def run(recipe: Recipe) -> tuple[Path | None, list[str]]:
-        listener = Stages()
+        listener = Heard()
         path = find_teacher(recipe, smallest, dataset, Workspace(folder), listener)
         if path is not None and path.exists():
             teacher = load_teacher(recipe, smallest, dataset, Workspace(folder), listener)
             assert teacher is not None
             assert teacher.architecture == smallest
-        return path, listener.names
+        return path, listener.stages
 
     return run
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from tiny import tiny_space
 
 from nas.errors import InputError, NasError, StudyError, TrainingError
@@ -29,28 +30,6 @@ SPACE = tiny_space(
     p3="block: c2f, hidden: $hidden, depth: $depth",
 )
 EFFORT = Effort(landmarks=5, seeds=1, iterations=2, jobs=1)
-
-
-class Heard(Silent):
-    """Keeps what was said; interrupts when so many steps of landmarks are done."""
-
-    def __init__(self, interrupt_at: int | None = None) -> None:
-        self.said: list[str] = []
-        self._stage = ""
-        self._interrupt_at = interrupt_at
-
-    def stage(self, name: str, total: int) -> None:
-        del total
-        self._stage = name
-
-    def advance(self, done: int, note: str = "") -> None:
-        del note
-        if (self._stage, done) == ("Train landmarks", self._interrupt_at):
-            raise KeyboardInterrupt
-
-    def say(self, text: str, *, warning: bool = False) -> None:
-        del warning
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +69,7 @@ def checkpoints(setting: Setting) -> list[Path]:
 @pytest.fixture(scope="module")
 def stopped(setting: Setting, result: StudyResult) -> Heard:
     """The first check, interrupted in the second landmark."""
-    listener = Heard(interrupt_at=3)
+    listener = Heard(interrupt_at=("Train landmarks", 3))
     with pytest.raises(KeyboardInterrupt):
         check_trust(setting, result, EFFORT, listener)
     return listener
@@ -104,7 +83,7 @@ def test_check__stopped_is_continued_and_trains_nothing_twice(setting, result, s
 
     listener = Heard()
     trust = check_trust(setting, result, EFFORT, listener)
-    assert "1 of 5 landmarks are trained already." in listener.said
+    assert "1 of 5 landmarks are trained already." in listener.lines
     assert sum(one.startswith("trial") for one in trained(setting)) == 3
     assert sum(one.startswith("sampled") for one in trained(setting)) == 2
     assert not checkpoints(setting)
@@ -114,11 +93,11 @@ def test_check__stopped_is_continued_and_trains_nothing_twice(setting, result, s
     again = Heard()
     assert check_trust(setting, result, EFFORT, again).as_dict() == trust.as_dict()
     assert [row.created for row in setting.database.trainings("s", PURPOSE)] == before
-    assert again.said == ["5 of 5 landmarks are trained already."]
+    assert again.lines == ["5 of 5 landmarks are trained already."]
 
 
 def test_check__says_what_it_will_cost(stopped):
-    (cost,) = [text for text in stopped.said if "CPU" in text]
+    (cost,) = [text for text in stopped.lines if "CPU" in text]
     assert "5 trainings from scratch of 2 steps" in cost
 
 
@@ -166,7 +145,7 @@ def test_check__a_landmark_that_fails_is_left_out(setting, result, stopped, monk
     trust = check_trust(setting, result, other, listener)
     assert [f"{name}, seed 0" for name in trust.failed] == failing
     assert len(trust.landmarks) == 4
-    assert f"{failing[0]} is left out: The loss was not finite." in listener.said
+    assert f"{failing[0]} is left out: The loss was not finite." in listener.lines
 
 
 def test_check__fewer_than_four_is_an_error(setting, result, stopped, monkeypatch):
