@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from nas.accuracy.formats import load_dataset
+from nas.accuracy.recipe import Recipe
 from nas.accuracy.recipe_fields import read_recipe, with_fields
 from nas.api.studies import _load
 from nas.latency.estimator import PRECISION, Estimate, Estimator
@@ -27,6 +29,8 @@ from nas.results.delivery import Delivered, train_alone
 from nas.searcher.ablation import AblationRequest
 from nas.searcher.ablation import ablate as run_ablation
 from nas.searcher.database import Database
+from nas.searcher.forecast import Forecast
+from nas.searcher.forecast import forecast_training as run_forecast
 from nas.searcher.measuring import (
     Measured,
     MeasureRequest,
@@ -42,7 +46,7 @@ from nas.searcher.request import (
 )
 from nas.searcher.result import candidate_of
 from nas.searcher.teachers import load_teacher
-from nas.space.architecture import Architecture
+from nas.space.architecture import Architecture, Candidate
 from nas.space.space import Point
 from nas.space.subject import find_anchor, is_file, read_architecture
 from nas.space.ultralytics import to_ultralytics
@@ -53,6 +57,7 @@ __all__ = [
     "anchors",
     "describe",
     "estimate",
+    "forecast_training",
     "layer_list",
     "measure",
     "profile",
@@ -150,24 +155,45 @@ def train(
         NasError: the data cannot be read, or the machine fails.
     """
     listener = listener or Silent()
-    torch.set_num_threads(1)
-    read_architecture(str(subject), 1)  # before any work is spent
+    chosen = _recipe(data, seed, quick, recipe, iterations)
     place = Workspace(Path(workspace))
-    values = read_recipe(Path(recipe)) if recipe else {}
-    if iterations is not None:
-        values["iterations"] = iterations
-    chosen = with_fields(training_recipe(data, seed, quick=quick), values)
-    device = Hardware.named(hardware, place.hardware)
-    maker = runtime_for(device, runtime)
-    listener.stage("Read the data", 0)
-    dataset = load_dataset(data, place.cache, quick=quick)
-    architecture = read_architecture(str(subject), len(dataset.classes))
-    with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
-        bench = Bench(dataset, maker, MeasuringOracle(meter, predicts=False))
-        folder = place.root / f"trained-{architecture.digest}"
+    with _opened(str(subject), data, quick, hardware, runtime, place, listener) as opened:
+        architecture, bench = opened
         largest = _largest(str(subject), architecture)
-        teacher = load_teacher(chosen, largest, dataset, place, listener)
+        teacher = load_teacher(chosen, largest, bench.dataset, place, listener)
+        folder = _trained_folder(place, architecture)
         return train_alone(architecture, bench, chosen, folder, listener, teacher)
+
+
+def forecast_training(
+    subject: str | Path,
+    *,
+    data: str | None = None,
+    iterations: int | None = None,
+    hardware: str = "cpu",
+    runtime: str | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    recipe: str | Path | None = None,
+    workspace: str | Path = "studies",
+    listener: Listener | None = None,
+) -> Forecast:
+    """Say what `train` would do and take, from a few steps of each part; arguments as there.
+
+    Raises:
+        As `nas.searcher.forecast.forecast_training`, and as `train`.
+    """
+    listener = listener or Silent()
+    chosen = _recipe(data, seed, quick, recipe, iterations)
+    place = Workspace(Path(workspace))
+    with _opened(str(subject), data, quick, hardware, runtime, place, listener) as opened:
+        architecture, bench = opened
+        folder = _trained_folder(place, architecture).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        candidate = Candidate(architecture=architecture)
+        return run_forecast(
+            candidate, bench.dataset, chosen, bench.runtime, bench.oracle, folder, listener
+        )
 
 
 def measure(
@@ -242,6 +268,45 @@ def estimate(subject: str | Path, *, hardware: str, workspace: str | Path = "stu
     peaks = DevicePeaks.of(device)
     workload = Workload.from_onnx(network_graph(str(subject)))
     return Estimator.load().estimate(workload, peaks, PRECISION)
+
+
+def _recipe(
+    data: str | None,
+    seed: int,
+    quick: bool,
+    recipe: str | Path | None,
+    iterations: int | None,
+) -> Recipe:
+    values = read_recipe(Path(recipe)) if recipe else {}
+    if iterations is not None:
+        values["iterations"] = iterations
+    return with_fields(training_recipe(data, seed, quick=quick), values)
+
+
+@contextmanager
+def _opened(
+    subject: str,
+    data: str | None,
+    quick: bool,
+    hardware: str,
+    runtime: str | None,
+    place: Workspace,
+    listener: Listener,
+) -> Iterator[tuple[Architecture, Bench]]:
+    """Open what a network is trained with: the network for the data's classes, and a bench."""
+    torch.set_num_threads(1)
+    read_architecture(subject, 1)  # before any work is spent
+    device = Hardware.named(hardware, place.hardware)
+    maker = runtime_for(device, runtime)
+    listener.stage("Read the data", 0)
+    dataset = load_dataset(data, place.cache, quick=quick)
+    architecture = read_architecture(subject, len(dataset.classes))
+    with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
+        yield architecture, Bench(dataset, maker, MeasuringOracle(meter, predicts=False))
+
+
+def _trained_folder(place: Workspace, architecture: Architecture) -> Path:
+    return place.root / f"trained-{architecture.digest}"
 
 
 def _largest(subject: str, architecture: Architecture) -> Architecture | None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,6 +15,7 @@ from nas.cli.options import (
     WORKSPACE,
     ClassesOption,
     Data,
+    DryRun,
     HardwareOption,
     Network,
     RecipeFile,
@@ -29,6 +30,9 @@ from nas.cli.options import (
 from nas.units import COCO_CLASSES
 
 if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.table import Table
+
     from nas.searcher.request import Request
 
 
@@ -179,22 +183,28 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, data order and augmentation.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A small recipe.")] = False,
     recipe: RecipeFile = None,
+    dry_run: DryRun = False,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
     """Train a network from scratch, and write its bundle."""
     from nas import api
     from nas.results.console import LiveProgress, delivered_panel
+    from nas.results.forecast import forecast_table
 
+    asked: dict[str, Any] = {
+        "data": data,
+        "iterations": iterations,
+        "hardware": hardware,
+        "seed": seed,
+        "quick": quick,
+        "recipe": recipe,
+        "workspace": workspace,
+    }
     with LiveProgress(out) as progress:
-        delivered = api.train(
-            subject,
-            data=data,
-            iterations=iterations,
-            hardware=hardware,
-            seed=seed,
-            quick=quick,
-            recipe=recipe,
-            workspace=workspace,
-            listener=progress,
-        )
-    out.print(delivered_panel(delivered))
+        if dry_run:
+            shown: Table | Panel = forecast_table(
+                api.forecast_training(subject, **asked, listener=progress)
+            )
+        else:
+            shown = delivered_panel(api.train(subject, **asked, listener=progress))
+    out.print(shown)

@@ -16,6 +16,7 @@ __all__ = [
     "WORKSPACE",
     "ClassesOption",
     "Data",
+    "DryRun",
     "HardwareOption",
     "Network",
     "RecipeFile",
@@ -64,6 +65,10 @@ Subject = Annotated[
 ClassesOption = Annotated[int, typer.Option(help="Classes of an anchor; a file says its own.")]
 Data = Annotated[
     str | None, typer.Option(help="COCO JSON or YOLO folder.", show_default="the embedded digits")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would be done, and time, memory and disk of it."),
 ]
 RecipeFile = Annotated[
     Path | None,

@@ -12,6 +12,7 @@ from nas.cli.options import (
     AUTO,
     WORKSPACE,
     Data,
+    DryRun,
     RecipeFile,
     Runtime,
     Storage,
@@ -161,10 +162,7 @@ def search(
         int | None,
         typer.Option(help="Fine-tunings side by side.", show_default="one per core, at most 4"),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be done, and time, memory and disk of it."),
-    ] = False,
+    dry_run: DryRun = False,
     storage: Storage = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:

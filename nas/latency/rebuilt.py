@@ -17,10 +17,13 @@ from nas.errors import InputError
 from nas.latency.latency import MEASURED_LEVEL, Latency
 from nas.units import Budget
 
-__all__ = ["BUDGET_CONFIDENCE", "LEAST_BUILDS", "Rebuilt"]
+__all__ = ["BUDGET_CONFIDENCE", "LEAST_BUILDS", "MOST_BUILDS", "Rebuilt"]
 
 LEAST_BUILDS = 3
 """Builds before anything is said about the next one."""
+
+MOST_BUILDS = 6
+"""Builds of a network whose mean keeps the budget, and whose next build may not."""
 
 BUDGET_CONFIDENCE = 0.99
 """With which a delivered engine keeps its budget: one fresh measurement in a hundred may not."""

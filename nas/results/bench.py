@@ -13,7 +13,7 @@ from nas.accuracy.evaluate import Accuracy, Weights
 from nas.latency.latency import Latency
 from nas.latency.onnx_export import check_onnx
 from nas.latency.oracle import LatencyOracle, Network
-from nas.latency.rebuilt import Rebuilt
+from nas.latency.rebuilt import MOST_BUILDS, Rebuilt
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
 from nas.searcher.engines import TrainedGraph, score_engine, trained_graph
@@ -23,7 +23,6 @@ from nas.units import Budget
 __all__ = ["Bench"]
 
 _CHECKED_IMAGES = 4
-_MOST_BUILDS = 6
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Bench:
                 index
                 for index in waiting
                 if self.oracle.measures
-                and not Rebuilt(tuple(builds[index])).decided(budget, _MOST_BUILDS)
+                and not Rebuilt(tuple(builds[index])).decided(budget, MOST_BUILDS)
             ]
         return [Rebuilt(tuple(each)) for each in builds]
 

@@ -1,4 +1,4 @@
-"""What a search will take, as a table."""
+"""What a search or a training will take, as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MINUTE_S, _HOUR_S = 60, 3600
 
 def forecast_table(found: Forecast) -> Table:
     """Draw what will be done and how long it takes, then memory and disk, each with a verdict."""
-    title = "Nothing was spent. A search would, on this machine as busy as it is now:"
+    title = f"Nothing was spent. A {found.what} would, on this machine as busy as it is now:"
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", show_edge=False)
     table.add_column("")
     table.add_column("takes", justify="right", no_wrap=True)
@@ -24,8 +24,8 @@ def forecast_table(found: Forecast) -> Table:
     for stage in found.stages:
         table.add_row(stage.name, duration_text(stage.seconds), stage.note)
     table.add_section()
-    total = sum(stage.seconds for stage in found.stages)
-    table.add_row("Time", duration_text(total), "and what measuring latencies takes")
+    beside = " and ".join(found.left_out)
+    table.add_row("Time", duration_text(found.seconds), f"without {beside}" if beside else "")
     room = found.room
     table.add_row("Memory", bytes_text(room.memory.needed), _verdict(room.memory))
     table.add_row("Disk", bytes_text(room.disk.needed), _verdict(room.disk))

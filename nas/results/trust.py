@@ -54,8 +54,7 @@ def checked(setting: Setting, result: StudyResult, listener: Listener) -> StudyR
     """
     if setting.request.parent is not None:
         return dataclasses.replace(result, trust=_handed_down(setting, setting.request.parent))
-    # Without shared weights, every accuracy of the front is of a network that was trained alone.
-    if not setting.request.trust or setting.request.accuracy == "training":
+    if not setting.request.checks_ranking:
         return result
     try:
         trust = check_trust(setting, result, Effort.short(setting.request), listener)

@@ -1,36 +1,43 @@
-"""What a search will take, said before anything is spent on it.
+"""What a search or a training will take, said before anything is spent on it.
 
-Nothing here is assumed of the machine: steps of the training are taken on real images, a network is
-exported, built and scored, images are resized, each for a few seconds, and multiplied by how many
-there will be. Latencies are not in it: measuring them is part of the search.
+What one of each thing takes is tried out (`unit_costs.py`) and multiplied by how many there will
+be, each for the largest network: others take less. How many can be known only from above where it
+depends on what is found, and some things cannot be counted at all; those are named.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from nas.accuracy.dataset import Split
-from nas.accuracy.training import Progress
+from nas.accuracy.dataset import Dataset
+from nas.accuracy.recipe import Recipe
 from nas.latency.clock import Elapsed
-from nas.model.detector import Detector
-from nas.model.supernet import recalibrate
-from nas.searcher.engines import score_engine, trained_graph
-from nas.searcher.inherited import recalibration_images
+from nas.latency.oracle import LatencyOracle
+from nas.latency.rebuilt import MOST_BUILDS
+from nas.latency.runtimes.base import Runtime
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
 from nas.searcher.room import Planned, Room, room_for
+from nas.searcher.rungs import steps_of_rungs
+from nas.searcher.screening import screened
 from nas.searcher.setting import Setting
 from nas.searcher.supernets import planned_supernet, weights_of
+from nas.searcher.team import planned_detector
+from nas.searcher.trust_job import Effort
+from nas.searcher.unit_costs import UnitCosts, training_seconds
+from nas.space.architecture import Candidate
 
-__all__ = ["Forecast", "Stage", "forecast", "training_seconds"]
+__all__ = [
+    "Forecast",
+    "Stage",
+    "forecast",
+    "forecast_training",
+    "stages_after_training",
+]
 
-_STEPS = 6  # timed, after one that builds what the others use
-_IMAGES = 32  # resized and scored, to tell how long one takes
-_RECALIBRATED = 256  # images that recalibration draws from, so that not all have to be resized
+_IMAGES = 32  # resized, to tell how long one takes
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What will be done, in this order, and what the machine must have for it."""
+    """What will be done, in this order, and what the machine must have for it.
 
+    Attributes:
+        what: all of it, such as `search`.
+        stages: its parts.
+        room: memory and disk.
+        left_out: what is not in the time.
+    """
+
+    what: str
     stages: tuple[Stage, ...]
     room: Room
+    left_out: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all stages."""
+        return sum(stage.seconds for stage in self.stages)
 
 
 def forecast(setting: Setting, listener: Listener) -> Forecast:
-    """Measure what a search will take.
+    """Try out what a search will take.
 
     Args:
         setting: the search, opened.
@@ -65,58 +86,178 @@ def forecast(setting: Setting, listener: Listener) -> Forecast:
 
     Raises:
         StorageError: the workspace cannot be written to.
-        NasError: the largest network cannot be trained, exported or built.
+        NasError: the largest network cannot be trained, exported, built or measured.
     """
-    request = setting.request
+    request, dataset = setting.request, setting.dataset
     recipe = request.recipe()
     folder = request.workspace.supernet("-").parent
     folder.mkdir(parents=True, exist_ok=True)
-    planned = planned_supernet(setting.space, setting.dataset, recipe)
+    largest = setting.candidate(setting.space.anchors["max"])
     listener.stage("Try out the training", 0)
-    room = room_for(planned, folder)
-    stages = [_resizing(planned)]
-    weights = request.workspace.supernet(weights_of(setting))
-    if weights.exists():
-        stages.append(Stage("Train the supernet", 0.0, "trained already"))
+    if request.accuracy == "training":
+        planned = planned_detector(largest.architecture, dataset, recipe)
+        trained = []
     else:
-        note = f"{recipe.supernet_iterations} steps of {recipe.batch_size} images"
-        stages.append(Stage("Train the supernet", training_seconds(planned), note))
-    listener.stage("Try out the scoring", 0)
-    stages.append(_scoring(setting))
-    stages.append(_confirming(request, planned))
-    return Forecast(tuple(stages), room)
+        planned = planned_supernet(setting.space, dataset, recipe)
+        trained = [_supernet(setting, planned)]
+    room = room_for(planned, folder)
+    costs = _tried(largest, dataset, recipe, setting.runtime, setting.oracle, listener)
+    counted = stages_after_training(request, costs, dataset)
+    left_out = [
+        f"candidates over the budget, each measured ({costs.measurement:.1f} s)",
+        *(["a teacher"] if recipe.needs_teacher else []),
+    ]
+    stages = (_resizing(planned), _screening(request, costs), *trained, *counted)
+    return Forecast("search", stages, room, tuple(left_out))
 
 
-def _confirming(request: Request, planned: Planned) -> Stage:
-    """Train the largest network a few steps: what is confirmed and compared is smaller."""
-    steps = request.recipe().fine_tuning().iterations
+def forecast_training(
+    candidate: Candidate,
+    dataset: Dataset,
+    recipe: Recipe,
+    runtime: Runtime,
+    oracle: LatencyOracle,
+    folder: Path,
+    listener: Listener,
+) -> Forecast:
+    """Try out what the training of one network will take, with its scores and its latency.
+
+    Args:
+        candidate: the network, and the precision of its engine.
+        dataset: what it is trained and scored on.
+        recipe: how.
+        runtime: builds its engine.
+        oracle: measures it.
+        folder: where checkpoints will be.
+        listener: hears how it goes.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+        NasError: it cannot be trained, exported, built or measured.
+    """
+    listener.stage("Try out the training", 0)
+    planned = planned_detector(candidate.architecture, dataset, recipe)
+    room = room_for(planned, folder)
+    costs = _tried(candidate, dataset, recipe, runtime, oracle, listener)
+    images = _images(dataset)
+    stages = (
+        _resizing(planned),
+        Stage("Train", recipe.iterations * costs.step, _steps(recipe, recipe.iterations)),
+        Stage("Score", sum(map(costs.scoring, images)), f"{sum(images)} images"),
+        Stage("Measure", costs.start + costs.measurement, "once"),
+    )
+    left_out = ("a teacher",) if recipe.needs_teacher else ()
+    return Forecast("training", stages, room, left_out)
+
+
+def stages_after_training(
+    request: Request, costs: UnitCosts, dataset: Dataset
+) -> tuple[Stage, ...]:
+    """Count what a search does once candidates can be scored.
+
+    Args:
+        request: the search.
+        costs: of the largest network.
+        dataset: what is scored.
+    """
+    validation, *test = _images(dataset)
+    stages = [_candidates(request, costs, validation)]
+    if request.checks_ranking:
+        stages.append(_landmarks(request, costs, validation))
+    if request.confirmation.baselines == "all" and request.accuracy != "training":
+        stages.append(_random_search(request, costs, validation))
+    stages.append(_builds(request, costs))
+    stages.append(_fine_tunings(request, costs, validation, sum(test)))
+    return tuple(stages)
+
+
+def _tried(
+    candidate: Candidate,
+    dataset: Dataset,
+    recipe: Recipe,
+    runtime: Runtime,
+    oracle: LatencyOracle,
+    listener: Listener,
+) -> UnitCosts:
+    listener.stage("Try out scoring and measuring", 0)
+    return UnitCosts.of(candidate, dataset, recipe, runtime, oracle)
+
+
+def _images(dataset: Dataset) -> list[int]:
+    return [len(split) for split in (dataset.validation, dataset.test) if split is not None]
+
+
+def _steps(recipe: Recipe, steps: int) -> str:
+    return f"{steps} steps of {recipe.batch_size} images"
+
+
+def _supernet(setting: Setting, planned: Planned) -> Stage:
+    name, recipe = "Train the supernet", setting.request.recipe()
+    if setting.request.workspace.supernet(weights_of(setting)).exists():
+        return Stage(name, 0.0, "trained already")
+    return Stage(name, training_seconds(planned), _steps(recipe, recipe.supernet_iterations))
+
+
+def _screening(request: Request, costs: UnitCosts) -> Stage:
+    networks = screened(request)
+    seconds = costs.start + networks * costs.measurement
+    return Stage("Measure the space", seconds, f"at most {networks} networks")
+
+
+def _candidates(request: Request, costs: UnitCosts, images: int) -> Stage:
+    wanted, measured = request.wanted, request.wanted * costs.measurement
+    if request.accuracy == "training":
+        steps, scores = steps_of_rungs(request.recipe().iterations, wanted)
+        seconds = measured + steps * costs.step + scores * costs.scoring(images)
+        return Stage("Train candidates", seconds, f"{wanted}, about {steps} steps in all")
+    seconds = measured + wanted * costs.scoring(images)
+    return Stage("Score candidates", seconds, f"{wanted} measured, on {images} images; at most")
+
+
+def _landmarks(request: Request, costs: UnitCosts, images: int) -> Stage:
+    effort = Effort.short(request)
+    steps = effort.iterations or request.recipe().iterations
+    trainings = effort.landmarks * effort.seeds
+    seconds = _side_by_side(trainings, effort.jobs, steps * costs.step + costs.scoring(images))
+    note = f"{trainings} times {steps} steps, {effort.jobs} side by side"
+    return Stage("Check the ranking", seconds, note)
+
+
+def _random_search(request: Request, costs: UnitCosts, images: int) -> Stage:
+    each = costs.measurement + costs.scoring(images)
+    note = f"{request.wanted} candidates to compare with"
+    return Stage("Search at random", request.wanted * each, note)
+
+
+def _builds(request: Request, costs: UnitCosts) -> Stage:
+    """Every round of builds has a process of its own; the winner is built once more, trained."""
     networks = request.confirmation.networks
-    trainings, workers = networks * len(request.fine_tunings), request.workers
-    step = _seconds_per_step(planned, planned.largest, largest_only=1.0)
-    note = f"at most {networks}, {trainings} times {steps} steps, {workers} side by side"
-    seconds = step * steps * math.ceil(trainings / workers)
+    seconds = MOST_BUILDS * (2 * costs.start + (networks + 1) * costs.measurement)
+    note = f"at most {networks} networks and the winner, {MOST_BUILDS} builds of each"
+    return Stage("Measure fresh builds", seconds, note)
+
+
+def _fine_tunings(request: Request, costs: UnitCosts, validation: int, test: int) -> Stage:
+    """Networks that the user names may lie outside the space, and are trained wholly then."""
+    recipe, seeds = request.recipe(), len(request.fine_tunings)
+    named = len(request.confirmation.against)
+    whole = request.accuracy == "training"
+    short = recipe.iterations if whole else recipe.fine_tuning().iterations
+    trainings = request.confirmation.networks * seeds
+
+    def train(networks: int, steps: int) -> float:
+        each = steps * costs.step + costs.scoring(validation)
+        return _side_by_side(networks * seeds, request.workers, each)
+
+    seconds = train(request.confirmation.networks - named, short)
+    seconds += train(named, recipe.iterations)
+    seconds += trainings * costs.scoring(test) if test else 0.0
+    note = f"at most {trainings} times {short} steps, {request.workers} side by side"
     return Stage("Fine-tune networks", seconds, note)
 
 
-def training_seconds(planned: Planned) -> float:
-    """Return the wall seconds of a whole training, from a few of its steps."""
-    share = planned.recipe.largest_only
-    alone = _seconds_per_step(planned, planned.largest, largest_only=1.0) if share else 0.0
-    usual = _seconds_per_step(planned, planned.usual, largest_only=0.0) if share < 1 else 0.0
-    return (planned.iterations or planned.recipe.iterations) * (share * alone + (1 - share) * usual)
-
-
-def _seconds_per_step(planned: Planned, steps: Callable[..., object], **changes: float) -> float:
-    """Return the median wall seconds of a few steps with whole batches."""
-    batch = -(-planned.recipe.batch_size // planned.processes)
-    split, recipe = planned.probe(batch, iterations=_STEPS + 1, **changes)
-    elapsed, marks = Elapsed(), list[float]()
-
-    def mark(_: Progress) -> None:
-        marks.append(elapsed.wall_s)
-
-    steps(split, recipe, None, mark)
-    return statistics.median(after - before for before, after in itertools.pairwise(marks))
+def _side_by_side(count: int, workers: int, seconds: float) -> float:
+    return math.ceil(count / workers) * seconds
 
 
 def _resizing(planned: Planned) -> Stage:
@@ -132,29 +273,3 @@ def _resizing(planned: Planned) -> Stage:
     planned.dataset.train.subset("train", some).resized(*max(planned.sizes))
     each = elapsed.wall_s / len(some)
     return Stage("Resize the images", missing * each, f"{missing} copies")
-
-
-def _scoring(setting: Setting) -> Stage:
-    """Score the largest network, untrained: what it finds does not change how long it takes."""
-    candidate = setting.candidate(setting.space.anchors["max"])
-    train = setting.dataset.train
-    train = train.subset("train", range(min(_RECALIBRATED, len(train))))
-    train.resized(*candidate.architecture.input)  # which is a stage of its own
-    elapsed = Elapsed()
-    detector = Detector(candidate.architecture)
-    recalibrate(detector, recalibration_images(train, candidate.architecture))
-    graph = trained_graph(detector, candidate, train)
-    once = elapsed.wall_s
-    split = _some_with_objects(setting.dataset.validation)
-    elapsed = Elapsed()
-    score_engine(graph, candidate, setting.runtime, split, weights="inherited")
-    seconds = once + elapsed.wall_s * len(setting.dataset.validation) / len(split)
-    wanted = setting.request.wanted
-    note = f"{wanted} candidates on {len(setting.dataset.validation)} images; at most"
-    return Stage("Score candidates", wanted * seconds, note)
-
-
-def _some_with_objects(split: Split) -> Split:
-    """Take the images with most objects: a split without any cannot be scored."""
-    order = sorted(range(len(split)), key=lambda index: -len(split.annotations[index]))
-    return split.subset(split.name, sorted(order[:_IMAGES]))

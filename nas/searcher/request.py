@@ -226,6 +226,14 @@ class Request:
         return self.evaluations or (_QUICK_EVALUATIONS if self.quick else _EVALUATIONS)
 
     @property
+    def checks_ranking(self) -> bool:
+        """Whether the ranking is checked in the end by networks that are trained on their own.
+
+        Without shared weights, all are; a re-targeted study has the check of its parent.
+        """
+        return self.trust and self.accuracy != "training" and self.parent is None
+
+    @property
     def fine_tunings(self) -> range:
         """The seeds with which each network is fine-tuned."""
         few = self.quick or self.accuracy == "training"  # whole trainings then, not short ones

@@ -41,7 +41,7 @@ from nas.searcher.trials import Told
 from nas.space.architecture import Architecture, Candidate
 from nas.space.front import front_indices
 
-__all__ = ["OwnTraining", "best_first", "rungs_of"]
+__all__ = ["OwnTraining", "best_first", "rungs_of", "steps_of_rungs"]
 
 ETA = 3
 """One of so many is promoted."""
@@ -53,6 +53,15 @@ def rungs_of(iterations: int) -> tuple[int, ...]:
     """Return the steps at which a training is scored: a ninth, a third and all."""
     steps = (iterations // ETA**power for power in reversed(range(_RUNGS)))
     return tuple(sorted({step for step in steps if step}))
+
+
+def steps_of_rungs(iterations: int, candidates: int) -> tuple[int, int]:
+    """Return about how many steps so many candidates are trained for, and how often scored."""
+    steps = scores = below = 0
+    for step in rungs_of(iterations):
+        steps, scores, below = steps + candidates * (step - below), scores + candidates, step
+        candidates = -(-candidates // ETA)
+    return steps, scores
 
 
 def best_first(accuracy: ArrayLike, latency_ms: ArrayLike) -> NDArray[np.intp]:

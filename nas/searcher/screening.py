@@ -11,14 +11,16 @@ from nas.errors import BudgetError, EngineError, ExportError, MeasurementError
 from nas.latency.latency import Latency
 from nas.searcher.bounds import amount_text, figures_of
 from nas.searcher.progress import Listener
+from nas.searcher.request import Request
 from nas.searcher.setting import Setting
 from nas.space.space import Point
 from nas.units import Budget, percent
 
-__all__ = ["check_budget"]
+__all__ = ["check_budget", "screened"]
 
 # Random candidates; the share is then known to about 10 percentage points, and 16 when quick.
 _SCREENED, _QUICK_SCREENED = 24, 8
+_ENDS = ("min", "max")
 _LARGEST_DRIFT = 0.1
 
 
@@ -70,6 +72,11 @@ def check_budget(setting: Setting, listener: Listener, known: Sequence[Point] = 
             )
 
 
+def screened(request: Request) -> int:
+    """Return the most networks that are measured before anything is trained."""
+    return len(_ENDS) + (_QUICK_SCREENED if request.quick else _SCREENED)
+
+
 def _refusal(setting: Setting, latencies: Sequence[Latency], how: str) -> BudgetError:
     fastest = min(latencies, key=lambda latency: latency.ms)
     enough = fastest.high_ms if setting.oracle.measures else fastest.ms
@@ -85,9 +92,9 @@ def _points(setting: Setting) -> list[Point]:
     """Return the smallest, the largest and random points of the space, each once."""
     generator = np.random.default_rng(setting.request.seed)
     anchors = setting.space.anchors
-    screened = _QUICK_SCREENED if setting.request.quick else _SCREENED
-    points = [anchors["min"], anchors["max"]]
-    points += [setting.space.sample(generator) for _ in range(screened)]
+    points = [anchors[name] for name in _ENDS]
+    sampled = range(screened(setting.request) - len(points))
+    points += [setting.space.sample(generator) for _ in sampled]
     return list({tuple(point.items()): point for point in points}.values())
 
 
