@@ -16,7 +16,7 @@ _MINUTE_S, _HOUR_S = 60, 3600
 
 def forecast_table(found: Forecast) -> Table:
     """Draw what will be done and how long it takes, then memory and disk, each with a verdict."""
-    title = f"Nothing was spent. A {found.what} would, on this machine as busy as it is now:"
+    title = f"Nothing was spent. {found.what}, on this machine as busy as it is now:"
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", show_edge=False)
     table.add_column("")
     table.add_column("takes", justify="right", no_wrap=True)

@@ -60,7 +60,7 @@ class Forecast:
     """What will be done, in this order, and what the machine must have for it.
 
     Attributes:
-        what: all of it, such as `search`.
+        what: is forecast, and whether it may be less, such as `A search takes at most`.
         stages: its parts.
         room: memory and disk.
         left_out: what is not in the time.
@@ -108,7 +108,7 @@ def forecast(setting: Setting, listener: Listener) -> Forecast:
         *(["a teacher"] if recipe.needs_teacher else []),
     ]
     stages = (_resizing(planned), _screening(request, costs), *trained, *counted)
-    return Forecast("search", stages, room, tuple(left_out))
+    return Forecast("A search takes at most", stages, room, tuple(left_out))
 
 
 def forecast_training(
@@ -147,7 +147,7 @@ def forecast_training(
         Stage("Measure", costs.start + costs.measurement, "once"),
     )
     left_out = ("a teacher",) if recipe.needs_teacher else ()
-    return Forecast("training", stages, room, left_out)
+    return Forecast("A training takes about", stages, room, left_out)
 
 
 def stages_after_training(

@@ -107,7 +107,7 @@ def test_forecast__of_one_training(tmp_path: Path) -> None:
     assert "7 steps" in found.stages[1].note
     assert all(stage.seconds > 0 for stage in found.stages[1:])
     assert not list(tmp_path.glob("trained-*"))
-    assert "A training would" in str(forecast_table(found).title)
+    assert "A training takes about" in str(forecast_table(found).title)
 
 
 def test_stages__candidates_are_measured_and_scored(dataset: Dataset) -> None:
