@@ -88,7 +88,11 @@ class Detector(nn.Module):
             ArchitectureError: images of another size.
         """
         _check_size(images, self.architecture)
-        features = self.neck(self.backbone(images))
+        return self.from_early(self.backbone.early(images))
+
+    def from_early(self, p2: Tensor) -> Predictions:
+        """Predict from what `backbone.early` made of images."""
+        features = self.neck(self.backbone.late(p2))
         predictions = self._predictions(*self.head.one_to_many(features))
         if self.head.one_to_one is None:
             return predictions
@@ -115,9 +119,8 @@ class DeployedDetector(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.architecture = detector.architecture
-        twin = copy.deepcopy(detector).eval()
+        twin = copy.deepcopy(detector, _fused(detector)).eval()
         twin.head.keep_deployed()
-        _fuse_children(twin)
         self.backbone, self.neck, self.head = twin.backbone, twin.neck, twin.head
         steps = torch.arange(self.architecture.head.bins).to(twin.anchors)[None]
         self.register_buffer("anchors", twin.anchors, persistent=False)
@@ -235,12 +238,15 @@ def _check_size(images: Tensor, architecture: Architecture) -> None:
         )
 
 
-def _fuse_children(module: nn.Module) -> None:
-    for name, child in module.named_children():
+def _fused(module: nn.Module) -> dict[int, nn.Module]:
+    """Return what each unit becomes, by identity, for a copy that needs no copy of the unit."""
+    found: dict[int, nn.Module] = {}
+    for child in module.children():
         if isinstance(child, Unit | ClassPredictor | WeightedSum):
-            setattr(module, name, child.fuse())
+            found[id(child)] = child.fuse()
         else:
-            _fuse_children(child)
+            found |= _fused(child)
+    return found
 
 
 def _hollow(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +39,7 @@ from nas.model.detector import Detector, Predictions
 from nas.space.architecture import Architecture, digest_of
 from nas.space.record import Size
 
-__all__ = ["Supernet", "recalibrate"]
+__all__ = ["Supernet", "recalibrate", "taking_statistics"]
 
 _FORMAT = "1"
 _PLANS = 256  # kept at most; one holds no weights, and shares its modules with the others
@@ -260,7 +261,6 @@ class Supernet(nn.Module):
         return tuple(_index(sub, whole, device) for sub, whole in pairs)
 
 
-@torch.no_grad()
 def recalibrate(detector: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace running statistics by the mean of the batches' statistics, in one pass.
 
@@ -273,7 +273,25 @@ def recalibrate(detector: nn.Module, batches: Iterable[Tensor]) -> None:
     Raises:
         InputError: there is no batch.
     """
-    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
+    with taking_statistics(detector):
+        used = sum(1 for batch in batches if detector(batch) is not None)
+    if not used:
+        raise InputError("Recalibration needs at least one batch, got none.")
+
+
+@contextmanager
+def taking_statistics(detector: nn.Module, *without: nn.Module) -> Iterator[None]:
+    """Forget running statistics, and let every forward pass meanwhile add those of its batch.
+
+    They are the mean over the passes; all else is in evaluation mode. Nothing has gradients, and
+    momentum and the training mode are afterwards as they were.
+
+    Args:
+        detector: any module with batch normalisation.
+        *without: parts of it that keep their statistics.
+    """
+    kept = {module for part in without for module in part.modules()}
+    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d) and m not in kept]
     momenta = [norm.momentum for norm in norms]
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
@@ -282,14 +300,13 @@ def recalibrate(detector: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.momentum = None  # torch then keeps the cumulative mean
         norm.train()
     try:
-        used = sum(1 for batch in batches if detector(batch) is not None)
+        with torch.no_grad():
+            yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes:
             module.training = training
-    if not used:
-        raise InputError("Recalibration needs at least one batch, got none.")
 
 
 def _key(name: str, size: Size | None = None) -> str:

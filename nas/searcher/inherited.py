@@ -7,7 +7,9 @@ precision, for another device or to deliver it, reads them instead of running th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.accuracy.dataset import Split, batches, write_atomically
 from nas.model.detector import Detector
-from nas.model.supernet import Supernet, recalibrate
+from nas.model.supernet import Supernet, recalibrate, taking_statistics
 from nas.space.architecture import Architecture, digest_of
 
 __all__ = ["InheritedDetectors", "recalibration_images"]
@@ -25,6 +27,25 @@ __all__ = ["InheritedDetectors", "recalibration_images"]
 # 8 of them rank as well as 32 within error, in a quarter of the time (docs/LOG.md).
 RECALIBRATION_BATCHES = 8
 RECALIBRATION_BATCH_SIZE = 32
+
+
+# The stem and P2 take a third of the time, and a space has few of them (docs/LOG.md).
+_MOST_EARLY_BYTES = 2**28
+
+
+@dataclass(frozen=True, eq=False)
+class _Early:
+    """What the stem and P2 of a candidate make of the images, and the statistics that they took.
+
+    Attributes:
+        features: (B, C, H/4, W/4) of each batch.
+        statistics: by name.
+        size: of the features in bytes.
+    """
+
+    features: list[Tensor]
+    statistics: dict[str, Tensor]
+    size: int
 
 
 class InheritedDetectors:
@@ -43,6 +64,7 @@ class InheritedDetectors:
         self._supernet = supernet
         self._split = split
         self._folder = folder
+        self._early: OrderedDict[Hashable, _Early] = OrderedDict()
         self._digest = digest_of(
             [weights_digest, split.digest, RECALIBRATION_BATCHES, RECALIBRATION_BATCH_SIZE]
         )
@@ -60,12 +82,41 @@ class InheritedDetectors:
             return detector
         # Channels last saves convolutions on CPUs a quarter of their time.
         _laid_out(detector, torch.channels_last)
-        recalibrate(detector, recalibration_images(self._split, architecture))
+        self._recalibrate(detector)
         _laid_out(detector, torch.contiguous_format)
         if path is not None:
             content = save({name: one.contiguous() for name, one in _statistics(detector).items()})
             write_atomically(path, lambda file: file.write(content))
         return detector
+
+    def _recalibrate(self, detector: Detector) -> None:
+        """As `recalibrate`, but what several candidates begin with is computed once."""
+        architecture = detector.architecture
+        if _early_bytes(architecture) > _MOST_EARLY_BYTES:
+            recalibrate(detector, recalibration_images(self._split, architecture))
+            return
+        early = nn.ModuleList([detector.backbone.stem, detector.backbone.P2])
+        known = self._known_early(detector, early)
+        _fill(early, known.statistics)
+        with taking_statistics(detector, early):
+            for features in known.features:
+                detector.from_early(features)
+
+    def _known_early(self, detector: Detector, early: nn.Module) -> _Early:
+        """Return what the stem and P2 make of the images, from an equal candidate if there was."""
+        what = detector.architecture
+        key = what.input, what.activation, what.stem, what.backbone.P2
+        known = self._early.pop(key, None)
+        if known is None:
+            with taking_statistics(early):
+                images = recalibration_images(self._split, what)
+                features = [detector.backbone.early(batch) for batch in images]
+            statistics = {name: one.clone() for name, one in _statistics(early).items()}
+            known = _Early(features, statistics, _early_bytes(what))
+        self._early[key] = known  # as the latest
+        while sum(one.size for one in self._early.values()) > _MOST_EARLY_BYTES:
+            self._early.popitem(last=False)
+        return known
 
     def path(self, architecture: Architecture) -> Path | None:
         """Where the statistics of a candidate are kept, or would be."""
@@ -94,7 +145,18 @@ def _statistics(detector: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _early_bytes(architecture: Architecture) -> int:
+    height, width = architecture.feature_size("P2")
+    images = RECALIBRATION_BATCHES * RECALIBRATION_BATCH_SIZE
+    return images * architecture.backbone.P2.channels * height * width * 4
+
+
 @torch.no_grad()
+def _fill(module: nn.Module, statistics: dict[str, Tensor]) -> None:
+    for name, buffer in _statistics(module).items():
+        buffer.copy_(statistics[name])
+
+
 def _restored(detector: nn.Module, path: Path) -> bool:
     """Fill in statistics from a file; False if it is missing, damaged, or of another network."""
     try:
@@ -106,8 +168,7 @@ def _restored(detector: nn.Module, path: Path) -> bool:
         name: one.shape for name, one in wanted.items()
     }:
         return False
-    for name, buffer in wanted.items():
-        buffer.copy_(stored[name])
+    _fill(detector, stored)
     return True
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from nas.errors import ArchitectureError, InputError, StorageError
 from nas.model.blocks.convolution import QARepVGG
 from nas.model.detector import Detector, Predictions
-from nas.model.supernet import Supernet, recalibrate
+from nas.model.supernet import Supernet, recalibrate, taking_statistics
 from nas.space.architecture import Architecture, Fusion
 
 Build = Callable[..., Architecture]
@@ -364,6 +364,17 @@ def test_recalibrate__forgets_what_was_there_and_keeps_the_mode() -> None:
         assert not any(module.training for module in unit.modules())
     pairs = zip(first.buffers(), second.buffers(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_taking_statistics__leaves_out_what_it_is_told_to() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    batch = torch.randn(4, 2, 3, 3)
+    with taking_statistics(network, network[0]):
+        assert not network(batch).requires_grad
+    assert torch.equal(network[0].running_mean, torch.zeros(2))
+    assert torch.allclose(network[1].running_mean, batch.mean((0, 2, 3)), atol=1e-4)
+    assert [norm.momentum for norm in network] == [0.1, 0.1]
+    assert network.training
 
 
 def test_recalibrate__needs_a_batch() -> None:

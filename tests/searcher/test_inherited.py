@@ -53,6 +53,26 @@ def test_inherited_detectors__statistics_are_those_of_recalibration(
     assert all(torch.equal(a, b) and a.is_contiguous() for a, b in weights)
 
 
+@pytest.mark.parametrize("most_bytes", [2**28, 2**22, 0])
+def test_inherited_detectors__equal_beginnings_change_no_bit(
+    supernet: Supernet, split: Split, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
+    """Whether all beginnings are kept, one at a time, or none."""
+    monkeypatch.setattr("nas.searcher.inherited._MOST_EARLY_BYTES", most_bytes)
+    blocks, depths = ("c2f", "qarepvgg_csp", "c2f"), (1, 1, 2)
+    points = [
+        {**SPACE.anchors["min"], "p2_block": block, "p4_depth": depth}
+        for block, depth in zip(blocks, depths, strict=True)
+    ]
+    together = InheritedDetectors(supernet, "w", split)
+    for point in points:
+        architecture = SPACE.candidate(point, 10).architecture
+        made, alone = together(architecture), InheritedDetectors(supernet, "w", split)(architecture)
+        buffers = zip(made.state_dict().values(), alone.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in buffers)
+        assert made.training == alone.training
+
+
 def test_inherited_detectors__reads_what_it_kept(
     supernet: Supernet, split: Split, tmp_path: Path
 ) -> None:

@@ -41,7 +41,14 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map (B, 3, H, W) to P2, P3, P4, P5."""
-        p2 = self._run(self.P2, self._run(self.stem, images))
+        return self.late(self.early(images))
+
+    def early(self, images: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to P2, through what has most positions and fewest choices."""
+        return self._run(self.P2, self._run(self.stem, images))
+
+    def late(self, p2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Map P2 to P2, P3, P4, P5."""
         p3 = self._run(self.P3, p2)
         p4 = self._run(self.P4, p3)
         return p2, p3, p4, self.pooling(self._run(self.P5, p4))

@@ -14,6 +14,7 @@ a float32 network is then that of rounding the result once.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 
@@ -81,7 +82,8 @@ class Unit(nn.Module, ABC):
         weight, bias = self.folded()
         conv.weight = nn.Parameter(weight.to(like))
         conv.bias = nn.Parameter(bias.to(like))
-        return nn.Sequential(OrderedDict(conv=conv, act=self.act)).train(self.training)
+        # An activation has no weights, but a mode of its own.
+        return nn.Sequential(OrderedDict(conv=conv, act=copy.copy(self.act))).train(self.training)
 
     def _identity(self) -> bool:
         return self.stride == 1 and self.in_channels == self.out_channels
