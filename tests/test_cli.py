@@ -13,8 +13,11 @@ import yaml
 from typer.main import get_command
 
 from nas import cli
+from nas.searcher.database import Database
+from nas.searcher.request import Request, Workspace
 from nas.space.space import load_space
 from nas.space.subject import read_architecture
+from nas.units import Budget
 
 Run = Callable[..., tuple[int, str]]
 
@@ -80,6 +83,44 @@ def test_search__says_rule_value_and_remedy(
     for word in words:
         assert word in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (["--recipe", "other.yaml"], "--recipe"),
+        (["--space", "yolo_nas"], "--space"),
+        (["--seed", "4"], "--seed"),
+        (["--lambda", "0.3"], "--lambda"),
+        (["--max-params", "1M"], "--max-"),
+        (["--sampler", "tpe"], "--sampler"),
+    ],
+)
+def test_search__resumed_as_it_was_asked_for_or_not_at_all(
+    run: Run, tmp_path: Path, option: list[str], named: str
+) -> None:
+    """What was trained by one recipe must not go on in silence while another is asked for."""
+    (tmp_path / "other.yaml").write_text("iterations: 7\n")
+    stored = Request(budget=Budget(1.0), study="s", workspace=Workspace(tmp_path / "studies"))
+    names = ("space", "data", "recipe", "hardware", "runtime")
+    with (
+        Database(stored.url) as database,
+        database.recorded(
+            "s",
+            command="search",
+            arguments=stored.arguments(),
+            **dict.fromkeys(names, "x"),
+            budget_ms=1.0,
+            seed=0,
+            versions={},
+            commit=None,
+        ),
+    ):
+        pass
+    code, text = run("search", "--resume", "--study", "s", *option)
+    assert code == 2
+    for word in (named, "'s' was asked for with another", "leave the option out"):
+        assert word in text.replace("│ ", "")
 
 
 def test_hardware__lists_what_can_be_measured_here(run: Run) -> None:

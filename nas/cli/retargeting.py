@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,7 +13,13 @@ from nas.cli.options import out
 if TYPE_CHECKING:
     from nas.searcher.request import Request
 
-__all__ = ["named_parent", "print_difference", "refuse_another_target", "stated"]
+__all__ = [
+    "named_parent",
+    "print_difference",
+    "refuse_another_search",
+    "refuse_another_target",
+    "stated",
+]
 
 _FIELDS = {
     "lambda_": "beta",
@@ -20,6 +27,10 @@ _FIELDS = {
     **dict.fromkeys(("confirm", "confirm_seeds", "baselines", "against", "jobs"), "confirmation"),
     **dict.fromkeys(("max_params", "max_macs", "max_size", "max_memory"), "bounds"),
 }
+
+
+_MAY_CHANGE = {"hardware", "runtime", "precision", "evaluations", "trust", "confirmation"}
+"""Of what `nas search` is asked for: what --resume takes, or what is compared as the target."""
 
 
 def stated(ctx: typer.Context) -> set[str]:
@@ -52,6 +63,30 @@ def refuse_another_target(ctx: typer.Context, stored: Request) -> None:
                 f"{ctx.params[name]} is not the target of {stored.study!r}; without --resume, "
                 "--study is re-targeted",
                 param_hint=f"--{name}",
+            )
+
+
+def refuse_another_search(ctx: typer.Context, stored: Request, asked: Mapping[str, Any]) -> None:
+    """Refuse options beside --resume that would be left unheard: a study goes on as it was asked.
+
+    Args:
+        ctx: of the command.
+        stored: what the study was asked for.
+        asked: arguments of `nas.api.search`, from the command line.
+    """
+    from nas import api
+
+    given = {name: value for name, value in asked.items() if name in stated(ctx) - _MAY_CHANGE}
+    weights = {"alpha": stored.score.alpha, "beta": stored.score.beta}
+    wanted = api.search_request(stored.budget, **{**weights, **given})
+    for name in given:
+        field = {"recipe": "recipe_values", "alpha": "score", "beta": "score"}.get(name, name)
+        if getattr(wanted, field) != getattr(stored, field):
+            option = {"beta": "lambda", "bounds": "max-..."}.get(name, name)
+            raise typer.BadParameter(
+                f"the study {stored.study!r} was asked for with another, and --resume goes on as "
+                "it was; leave the option out, or search under another name",
+                param_hint=f"--{option}",
             )
 
 

@@ -23,7 +23,13 @@ from nas.cli.options import (
     repeated,
     told_how_to_go_on,
 )
-from nas.cli.retargeting import named_parent, print_difference, refuse_another_target, stated
+from nas.cli.retargeting import (
+    named_parent,
+    print_difference,
+    refuse_another_search,
+    refuse_another_target,
+    stated,
+)
 
 if TYPE_CHECKING:
     from nas.api import Found
@@ -177,8 +183,6 @@ def search(
     from nas.searcher.request import Confirmation
 
     stored = as_ or (study and api.is_stored(study, storage=storage, workspace=workspace))
-    if resume:
-        refuse_another_target(ctx, api.stored_request(study, storage, workspace))
     if budget is None and not resume and not stored:
         raise typer.BadParameter("give one, such as --budget 0.4ms", param_hint="--budget")
     asked: dict[str, Any] = {
@@ -211,6 +215,10 @@ def search(
             jobs=jobs,
         ),
     }
+    if resume:
+        there = api.stored_request(study, storage, workspace)
+        refuse_another_target(ctx, there)
+        refuse_another_search(ctx, there, asked)
     if dry_run:
         if resume or budget is None:
             request = api.stored_request(study, storage, workspace)
