@@ -16,7 +16,7 @@ from nas.searcher.setting import Setting
 from nas.searcher.study import Study
 from nas.searcher.supernets import supernet_of, weights_of
 from nas.searcher.trials import Told
-from nas.space.architecture import Candidate
+from nas.space.architecture import Candidate, digest_of
 
 __all__ = ["Judge", "SharedWeights", "inheriting", "open_judge", "own_training"]
 
@@ -39,6 +39,9 @@ class Judge(Protocol):
             study: what is known.
             closing: no further candidate will be asked for.
         """
+
+    def end(self) -> None:
+        """Free what only a search that goes on needs."""
 
 
 class SharedWeights:
@@ -67,9 +70,17 @@ class SharedWeights:
         """Nothing is scored further later: whatever may advance is scored wholly at once."""
         return None
 
+    def end(self) -> None:
+        """Keep everything: weights and their statistics serve other studies."""
 
-def open_judge(setting: Setting, listener: Listener) -> Judge:
+
+def open_judge(setting: Setting, study: str, listener: Listener) -> Judge:
     """Make what a search was asked to score with; a supernet is trained first, if there is none.
+
+    Args:
+        setting: of the search.
+        study: its name.
+        listener: hears how it goes.
 
     Raises:
         StorageError, TrainingError, StudyError, KeyboardInterrupt: as `supernet_of`.
@@ -82,7 +93,7 @@ def open_judge(setting: Setting, listener: Listener) -> Judge:
                 "its candidates were trained one by one.",
                 "Start a new search for the other target; it finds the trainings that ended.",
             )
-        return own_training(setting, listener)
+        return own_training(setting, study, listener)
     if not request.parent and request.workspace.supernet(weights_of(setting)).exists():
         listener.say("The supernet of this space, data and recipe is trained already.")
     subset = subset_size(len(setting.dataset.validation), request.subset)
@@ -112,8 +123,8 @@ def inheriting(setting: Setting, listener: Listener, subset: int | None = None) 
     )
 
 
-def own_training(setting: Setting, listener: Listener) -> OwnTraining:
-    """Make a judge that trains every candidate on its own.
+def own_training(setting: Setting, study: str, listener: Listener) -> OwnTraining:
+    """Make a judge that trains every candidate on its own; arguments as of `open_judge`.
 
     Raises:
         InputError: the recipe needs a teacher, whose input size would have to be each candidate's.
@@ -130,6 +141,6 @@ def own_training(setting: Setting, listener: Listener) -> OwnTraining:
         setting.database,
         setting.request.recipe(),
         weights_of(setting),
-        setting.request.workspace.cache / "rungs",
+        setting.request.workspace.cache / "rungs" / digest_of([setting.request.url, study]),
         listener,
     )

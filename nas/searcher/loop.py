@@ -100,7 +100,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
     ):
         with charged(setting.database, name):
             check_budget(setting, listener, [one.point for one in inherited if one.on_front])
-        judge = open_judge(setting, listener)
+        judge = open_judge(setting, name, listener)
         with charged(setting.database, name):
             _readmit(setting, study, judge, listener)
             if request.parent:
@@ -112,6 +112,7 @@ def search(setting: Setting, listener: Listener, *, sampler_seed: int | None = N
                 study.enqueue(point)
             listener.stage("Search", setting.request.wanted)
             _Loop(setting, study, judge, listener).run()
+        judge.end()
     result = StudyResult.load(setting.database, name, request.budget, request.score)
     counts = result.evaluations["latency_source"].value_counts()
     sources = ", ".join(f"{count} {source}" for source, count in counts.items())

@@ -101,7 +101,7 @@ class OwnTraining:
         database: keeps the accuracies of whole trainings.
         recipe: how to train; its seed also decides the first weights.
         digest: of data and recipe: which weights these are.
-        folder: where checkpoints are kept between rungs, and until the winner is delivered.
+        folder: of the study alone, where checkpoints are kept between rungs.
         listener: hears how it goes.
 
     Attributes:
@@ -123,7 +123,8 @@ class OwnTraining:
         self._runtime = runtime
         self._database = database
         self._recipe = recipe
-        self._folder = folder / digest
+        self._digest = digest
+        self._folder = folder
         self._listener = listener
         self._rungs = rungs_of(recipe.iterations)
         self._promoted: set[tuple[str, int]] = set()
@@ -186,9 +187,9 @@ class OwnTraining:
                     return told
         return None
 
-    def detector(self, architecture: Architecture) -> Detector:
-        """Return a network as its training left it; one that never ended is trained to the end."""
-        return self._trained(architecture, self._rungs[-1])
+    def end(self) -> None:
+        """Remove the checkpoints. A study that is asked for more trains what it promotes anew."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _went_on(self, told: Told, step: int, study: Study) -> bool:
         known = study.known(told.digest)
@@ -223,7 +224,7 @@ class OwnTraining:
         """Train to a rung, from its own checkpoint, or else from that of the rung below."""
         detector = Detector(architecture, seed=self._recipe.seed)
         path, *below = [
-            self._folder / architecture.digest / f"{one}.checkpoint"
+            self._folder / self._digest / architecture.digest / f"{one}.checkpoint"
             for one in reversed(self._rungs[: self._rungs.index(step) + 1])
         ]
         path.parent.mkdir(parents=True, exist_ok=True)

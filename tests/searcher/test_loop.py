@@ -10,6 +10,7 @@ from types import ModuleType
 
 import optuna
 import pytest
+from heard import Heard
 from tiny import tiny_space
 
 from nas.accuracy.recipe import Recipe
@@ -159,10 +160,13 @@ def test_search__by_training_promotes_a_third_and_survives_a_stop(
         setting.request, accuracy="training", evaluations=6, study="rungs", trust=False
     )
     training = dataclasses.replace(setting, request=request)
+    checkpoints = request.workspace.cache / "rungs"
     for patience in (3, 4):
         with pytest.raises(KeyboardInterrupt):
             search(training, _Impatient(patience))
+        assert list(checkpoints.rglob("*.checkpoint"))
     result = search(training, Silent())
+    assert not list(checkpoints.rglob("*.checkpoint"))  # it is finished
     table = result.evaluations
     reached = table[table["state"] == "stopped"].groupby("estimate_iterations")["architecture"]
     assert reached.nunique().to_dict() == {1: 6, 3: 2}
@@ -192,17 +196,6 @@ def test_search__our_sampler_proposes_nothing_over_an_exact_bound(setting: Setti
     assert len(result.scored) == 5
 
 
-class _Hearing(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str, *, warning: bool = False) -> None:
-        del warning
-        self.said.append(text)
-
-
 def test_search__a_space_that_is_exhausted_ends_it_and_is_told_once(setting: Setting) -> None:
     """Asking on would only fill the study with repeats."""
     options = {name: dict(list(each.items())[:1]) for name, each in setting.space.options.items()}
@@ -210,12 +203,12 @@ def test_search__a_space_that_is_exhausted_ends_it_and_is_told_once(setting: Set
     ends = {name: {choice: next(iter(o)) for choice, o in options.items()} for name in ("min",)}
     ends["max"] = {choice: list(o)[-1] for choice, o in options.items()}
     few = dataclasses.replace(setting.space, options=options, anchors=ends)
-    heard = _Hearing()
+    heard = Heard()
     request = dataclasses.replace(setting.request, sampler="autonac")
     answers = dataclasses.replace(setting.answers, space=few)
     result = search(dataclasses.replace(setting, answers=answers, request=request), heard)
     assert len(result.scored) == 2
     assert len(result.evaluations) <= 4
-    text = " ".join(heard.said)
+    text = " ".join(heard.lines)
     assert "All that the space has was tried: the search ends with 2 of 5 evaluations." in text
     assert "admits all of 2 measured candidates" in text

@@ -71,10 +71,12 @@ def test_own_training__rung_by_rung_gives_the_network_of_one_training(
         )
         first = training._trained(SMALLEST, 1)
         training._trained(SMALLEST, 3)
-        whole = training.detector(SMALLEST)
+        whole = training._trained(SMALLEST, 9)
     weights = zip(plain.parameters(), whole.parameters(), first.parameters(), strict=True)
     same = [(torch.equal(one, two), torch.equal(one, early)) for one, two, early in weights]
     assert all(whole for whole, _ in same)
     assert not all(early for _, early in same)
     kept = [path.name for path in (tmp_path / "rungs").rglob("*.checkpoint")]
     assert kept == ["9.checkpoint"]
+    training.end()
+    assert not (tmp_path / "rungs").exists()
