@@ -52,7 +52,7 @@ class Agreement:
         share: of the detections of both, those that the other has too (`match_detections`); None if
             neither found anything.
         images: that were compared.
-        reference: what computed the network in fp32, such as `"onnxruntime fp32"`.
+        reference: what computed the network in fp32, such as `"torch fp32"`.
     """
 
     share: float | None

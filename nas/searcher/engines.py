@@ -7,8 +7,6 @@ ranked or delivered with a figure of its own that says nothing about the network
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nas import plugins
 from nas.accuracy.dataset import ResizedSplit, Split
 from nas.accuracy.detections import Detections, match_detections
 from nas.accuracy.evaluate import (
@@ -29,7 +26,7 @@ from nas.accuracy.evaluate import (
     detections_on,
     evaluate,
 )
-from nas.errors import EngineError, MissingPackageError
+from nas.errors import EngineError
 from nas.latency.onnx_export import export_onnx
 from nas.latency.quantization import at_precision
 from nas.latency.runtimes.base import Engine, Runtime
@@ -160,24 +157,15 @@ def refuse_doubtful(agreement: Agreement, precision: str, runtime: Runtime) -> N
 def agreement_of(
     graph: TrainedGraph, split: ResizedSplit, found: list[Detections], *, nms: bool
 ) -> Agreement:
-    """Compare what an engine found in a split with fp32, on images spread over it."""
+    """Compare what an engine found in a split with fp32, on images spread over it.
+
+    With the network itself, so that an export that went wrong is found, too.
+    """
     images = range(0, len(split), math.ceil(len(split) / COMPARED_IMAGES))
-    with _in_fp32(graph) as (reference, predict):
-        expected = detections_on(predict, split, images, nms=nms)
+    predict = partial(_predict_in_torch, graph.module)
+    expected = detections_on(predict, split, images, nms=nms)
     share = match_detections(expected, [found[index] for index in images])
-    return Agreement(None if math.isnan(share) else share, len(images), reference)
-
-
-@contextmanager
-def _in_fp32(graph: TrainedGraph) -> Iterator[tuple[str, Predict]]:
-    """Run a network in fp32 by ONNX Runtime; by torch, which is always there, without it."""
-    try:
-        runtime = plugins.load("runtimes", "onnxruntime")()
-    except MissingPackageError:
-        yield "torch fp32", partial(_predict_in_torch, graph.module)
-        return
-    with runtime.build(graph.fp32, "fp32") as engine:
-        yield "onnxruntime fp32", engine_predictor(engine)
+    return Agreement(None if math.isnan(share) else share, len(images), "torch fp32")
 
 
 def _predict_in_torch(

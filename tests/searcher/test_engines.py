@@ -11,13 +11,12 @@ from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import plugins
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.accuracy.evaluate import Accuracy, Agreement
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.training import train_detector
-from nas.errors import EngineError, MissingPackageError
+from nas.errors import EngineError
 from nas.latency.quantization import quantize
 from nas.latency.runtimes.openvino import OpenVinoRuntime
 from nas.model.detector import Detector
@@ -95,7 +94,7 @@ def test_score_engine__agrees_with_its_own_network(
     assert accuracy.agreement is not None
     assert accuracy.agreement.share is not None
     assert accuracy.agreement.share >= least
-    assert accuracy.agreement.reference == "onnxruntime fp32"
+    assert accuracy.agreement.reference == "torch fp32"
     assert accuracy.agreement.images == 10  # every second one of 20, as 16 are the most
     assert doubt_about(accuracy, precision) == ""
 
@@ -106,7 +105,7 @@ def test_score_engine__in_fp32_of_another_network_fails_with_its_figures(
     right, wrong = (
         trained_graph(one, candidate_in("fp32"), dataset.train) for one in (detector, another)
     )
-    with pytest.raises(EngineError, match=r"must find 95%.*: \d+\.\d% of.* onnxruntime fp32"):
+    with pytest.raises(EngineError, match=r"must find 95%.*: \d+\.\d% of.* torch fp32"):
         score(dataclasses.replace(right, engine=wrong.engine), "fp32", dataset)
 
 
@@ -124,19 +123,18 @@ def test_score_engine__nothing_found_is_no_agreement(dataset: Dataset) -> None:
     untrained = Detector(candidate_in("fp32").architecture)
     graph = trained_graph(untrained, candidate_in("fp32"), dataset.train)
     agreement = score(graph, "fp32", dataset).agreement
-    assert agreement == Agreement(None, 10, "onnxruntime fp32")
+    assert agreement == Agreement(None, 10, "torch fp32")
     assert "nothing found to compare" in str(agreement)
 
 
-def test_score_engine__compares_with_torch_where_onnx_runtime_is_missing(
-    dataset: Dataset, detector: Detector, monkeypatch: pytest.MonkeyPatch
+def test_score_engine__finds_an_export_that_went_wrong(
+    dataset: Dataset, detector: Detector, another: Detector
 ) -> None:
-    def missing(kind: str, name: str) -> None:
-        raise MissingPackageError(f"{kind} {name}")
-
-    graph = trained_graph(detector, candidate_in("fp32"), dataset.train)
-    monkeypatch.setattr(plugins, "load", missing)
-    assert score(graph, "fp32", dataset).agreement == Agreement(1.0, 10, "torch fp32")
+    right, wrong = (
+        trained_graph(one, candidate_in("fp32"), dataset.train) for one in (detector, another)
+    )
+    with pytest.raises(EngineError, match="torch fp32"):
+        score(dataclasses.replace(wrong, module=right.module), "fp32", dataset)
 
 
 @given(st.sampled_from([*LEAST_AGREEMENT, "fp8"]), st.floats(0, 1))
