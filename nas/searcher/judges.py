@@ -50,6 +50,7 @@ class SharedWeights:
     def __init__(self, setting: Setting, judge: AccuracyJudge) -> None:
         self._setting = setting
         self._judge = judge
+        self._reconsidered: set[str] = set()
 
     def score(
         self, candidate: Candidate, latency: Latency, study: Study
@@ -66,9 +67,16 @@ class SharedWeights:
         """Return what is stored about a candidate that was scored wholly: row and accuracy."""
         return self._judge.known(candidate)
 
-    def promotion(self, study: Study, *, closing: bool) -> Told | None:  # noqa: ARG002
-        """Nothing is scored further later: whatever may advance is scored wholly at once."""
-        return None
+    def promotion(self, study: Study, *, closing: bool) -> Told | None:
+        """Return in the end what was stopped for a network that has left the front since.
+
+        Else nothing is scored further later: whatever may advance is scored wholly at once.
+        """
+        left = (told for told in study.unbeaten() if told.digest not in self._reconsidered)
+        found = next(left, None) if closing else None
+        if found is not None:
+            self._reconsidered.add(found.digest)
+        return found
 
     def end(self) -> None:
         """Keep everything: weights and their statistics serve other studies."""

@@ -184,6 +184,20 @@ class Study:
         faster = [one for one in self.front() if (one.latency_ms or 0.0) <= latency_ms]
         return faster[-1] if faster else None
 
+    def unbeaten(self) -> list[Told]:
+        """Return what was stopped and would be on the front now by its estimate, the best first.
+
+        What stopped it has left the front since: its latency was measured anew, and is higher.
+        """
+        found = [
+            (-told.estimate, told.latency_ms, told)
+            for told in self._told.values()
+            if told.accuracy is None and told.iterations is None and told.keeps_bounds
+            if told.estimate is not None and told.latency_ms is not None
+            if self.advances(told.estimate, told.latency_ms)
+        ]
+        return [told for *_, told in sorted(found, key=lambda one: one[:2])]
+
     def advances(self, accuracy: float, latency_ms: float) -> bool:
         """Whether a candidate with these values would be on the front."""
         return self.budget.admits(latency_ms) and not any(

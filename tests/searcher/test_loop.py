@@ -11,6 +11,7 @@ from types import ModuleType
 import optuna
 import pytest
 from heard import Heard
+from optuna.trial import FrozenTrial
 from tiny import tiny_space
 
 from nas.accuracy.recipe import Recipe
@@ -24,6 +25,7 @@ from nas.searcher.loop import search
 from nas.searcher.opening import open_storage
 from nas.searcher.progress import Silent, Status
 from nas.searcher.request import Request, Workspace
+from nas.searcher.rewriting import retold, rewrite_study
 from nas.searcher.setting import Setting, open_setting
 from nas.searcher.supernets import supernet_digest
 from nas.searcher.trials import told_of
@@ -136,6 +138,31 @@ def test_search__stopped_candidates_stand_on_no_front(
     request = dataclasses.replace(setting.request, study=result.study)
     again = search(dataclasses.replace(setting, request=request), Silent())
     assert len(again.evaluations) == len(result.evaluations)
+
+
+def test_search__completes_what_was_stopped_for_a_network_that_is_slower_than_it_was_told(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.searcher.judges.subset_size", lambda *_: 10)
+    before = search(setting, Silent())
+    stopped = before.stopped.sort_values("latency_ms")
+    assert len(stopped) >= 1
+
+    def slower(trial: FrozenTrial) -> FrozenTrial:
+        if "fidelity" in trial.user_attrs or trial.values is None:
+            return trial
+        return retold(trial, [trial.values[0], 999.0], {}, {"latency": -1.0})
+
+    with open_storage(setting.database) as storage:
+        rewrite_study(storage, before.study, slower)
+    request = dataclasses.replace(setting.request, study=before.study)
+    after = search(dataclasses.replace(setting, request=request), Silent())
+    (added,) = after.evaluations["trial"].iloc[len(before.evaluations) :]
+    completed = after.row(added)
+    # All find nothing, so the fastest of them is better than the others again.
+    assert completed["architecture"] == stopped.iloc[0]["architecture"]
+    assert completed["fidelity"] == "whole"
+    assert len(after.stopped) == len(before.stopped) - 1
 
 
 class _Impatient(Silent):

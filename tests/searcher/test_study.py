@@ -12,6 +12,8 @@ from toy_study import PARAMETERS, POINT, opened, tell, trials
 from nas.errors import StorageError, StudyError
 from nas.searcher.connection import sqlite_path
 from nas.searcher.database import Database
+from nas.searcher.opening import open_storage
+from nas.searcher.rewriting import retold, rewrite_study
 from nas.searcher.study import CONSTRAINTS, Told
 
 
@@ -174,6 +176,27 @@ def test_seen__another_budget_judges_anew(database):
         assert study.seen("slow").accuracy == 0.4
         study.tell_again(study.ask(), study.seen("slow"))
         assert trials(study)[-1].constraints == {"latency": 3.5}
+
+
+def test_unbeaten__is_what_was_stopped_for_a_network_that_left_the_front(database):
+    with opened(database) as study:
+        tell(study, "rival", 0.3, 5.0)
+        for digest, estimate, latency_ms in (("a", 0.2, 6.0), ("b", 0.25, 7.0), ("c", 0.1, 9.0)):
+            study.tell_estimate(study.ask(), digest, estimate=estimate, latency_ms=latency_ms)
+        tell(study, "slow", 0.4, 9.5)
+        assert study.unbeaten() == []
+
+    def slower(trial):
+        if trial.user_attrs["architecture"] != "rival":
+            return trial
+        return retold(trial, [0.3, 8.0], {}, {"latency": -2.0})
+
+    with open_storage(database) as storage:
+        rewrite_study(storage, "s", slower)
+    with opened(database) as study:
+        assert [told.digest for told in study.unbeaten()] == ["b", "a"]
+    with opened(database, budget=6.5) as study:
+        assert [told.digest for told in study.unbeaten()] == ["a"]
 
 
 # Points
