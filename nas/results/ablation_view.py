@@ -65,7 +65,9 @@ def ablation_figure(result: AblationResult) -> go.Figure:
     height = 90 + 28 * max(len(names), 3)
     figure.update_yaxes(categoryorder="array", categoryarray=names, autorange="reversed")
     for column, quantity in ((1, "mAP50-95"), (2, "latency, ms")):
-        figure.update_xaxes(title=f"{quantity}: difference to the baseline", col=column)
+        title = f"{quantity}: difference to the baseline (bars: 95 %)"
+        # Else 0.0002 mAP would be written as 200 millionths, with a prefix.
+        figure.update_xaxes(title=title, exponentformat="none", col=column)
     lines = result.caption.replace(". ", ".<br>")
     top = 70 + 17 * (lines.count("<br>") + 1)  # pixels that the caption takes
     figure.update_layout(

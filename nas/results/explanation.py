@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb, qualitative
@@ -30,6 +31,7 @@ __all__ = ["Explanation", "explanation_figure", "explanation_table", "write_expl
 _UNTOLD = "cannot be told from 0"
 _MOST_PAIRS = 3
 _GREY, _LINE = "#9aa5b1", "#57606a"
+_NAME = (0.16, 0.045)  # width and height of a name, as shares of the upper panel
 _AXES = {"map": "mAP50-95, points", "latency": "latency, %"}
 
 
@@ -139,10 +141,11 @@ def explanation_figure(explanation: Explanation) -> go.Figure:
         horizontal_spacing=0.04,
         vertical_spacing=90 / sum(heights),
     )
+    labels = _labels(table)
     for number, (_, rows) in enumerate(table.groupby("choice", sort=False)):
         is_told = bool(rows["map_told"].iloc[0] or rows["latency_told"].iloc[0])
         color = qualitative.Dark24[number % 24] if is_told else _GREY
-        figure.add_trace(_path(rows, color, is_told=is_told), row=1, col=1)
+        figure.add_trace(_path(rows, color, labels, is_told=is_told), row=1, col=1)
         for column, side in enumerate(_AXES, 1):
             figure.add_trace(_dots(rows, side, color), row=2, col=column)
     _lay_out(figure, explanation, heights)
@@ -238,7 +241,7 @@ def _cells(row: pd.Series, side: str, *, is_first: bool) -> Iterator[str]:
     if math.isnan(effect):
         yield "[dim]not told apart" if row[f"{side}_tried"] else "[dim]never tried"
     elif math.isnan(low):
-        yield f"{dim}{effect:+.2f} (one candidate)"
+        yield f"{dim}{effect:+.2f} (hangs on one candidate)"
     else:
         yield rf"{dim}{effect:+.2f} \[{low:+.2f}, {high:+.2f}]"
     share, least, most = (
@@ -254,15 +257,40 @@ def _cells(row: pd.Series, side: str, *, is_first: bool) -> Iterator[str]:
         yield f"[dim]{_UNTOLD}"
 
 
-def _path(rows: pd.DataFrame, color: str, *, is_told: bool) -> go.Scatter:
+def _labels(table: pd.DataFrame) -> set[str]:
+    """Choose which options bear their name in the upper panel: names must not cover each other.
+
+    The option of a choice that lies farthest out is named, if no name of a choice that moved more
+    lies where its own would; whoever points at the others is told.
+    """
+    drawn = table[table["map_effect"].notna() & table["latency_effect"].notna()]
+    # The axes hold an option that has one effect alone, too.
+    across, up = table["latency_effect"], table["map_effect"]
+    places = pd.DataFrame(
+        {
+            "x": drawn["latency_effect"] / max(across.max() - across.min(), 1e-9),
+            "y": drawn["map_effect"] / max(up.max() - up.min(), 1e-9),
+            "name": _names(drawn),
+            "choice": drawn["choice"],
+        }
+    )[drawn["map_told"] | drawn["latency_told"]]
+    named = [(0.0, 0.0, "")]  # where everything that moved little lies
+    for _, rows in places.groupby("choice", sort=False):
+        farthest = rows.iloc[int(np.hypot(rows["x"], rows["y"]).argmax())]
+        x, y, name = float(farthest["x"]), float(farthest["y"]), str(farthest["name"])
+        if all(abs(x - a) > _NAME[0] or abs(y - b) > _NAME[1] for a, b, _ in named):
+            named.append((x, y, name))
+    return {name for _, _, name in named}
+
+
+def _path(rows: pd.DataFrame, color: str, labels: set[str], *, is_told: bool) -> go.Scatter:
     """Join the options of a choice, at what each costs and brings."""
     name, names = str(rows["choice"].iloc[0]), _names(rows)
     return go.Scatter(
         x=rows["latency_effect"],
         y=rows["map_effect"],
         mode="lines+markers+text" if is_told else "lines+markers",
-        # All names would cover each other: only the largest option bears its own.
-        text=["" if one != names[-1] else one for one in names],
+        text=[one if one in labels else "" for one in names],
         cliponaxis=False,
         hovertext=names,
         textposition="top right",

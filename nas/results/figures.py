@@ -73,6 +73,7 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
     figure.update_layout(
         title=f"{result.study}: accuracy over latency",
         xaxis_title=_latency_title(scored),
+        yaxis_exponentformat="none",
         yaxis_title="mAP50-95 on validation, inherited weights (bars: 95 % interval)",
         template="plotly_white",
         # Below, as no corner is free: what broke the budget stands on the axis.

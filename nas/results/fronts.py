@@ -232,7 +232,10 @@ def difference_figure(difference: FrontDifference) -> go.Figure:
     sources = sorted({*difference.old.sources, *difference.new.sources})
     figure.update_xaxes(type="log", title=f"{what}, {', '.join(sources)}; log scale")
     figure.update_xaxes(range=_padded(figure))
-    figure.update_yaxes(title="mAP50-95 on validation, inherited weights (bars: 95 % interval)")
+    figure.update_yaxes(
+        title="mAP50-95 on validation, inherited weights (bars: 95 % interval)",
+        exponentformat="none",
+    )
     figure.update_layout(
         title=f"{difference.new.name} against {difference.old.name}",
         template="plotly_white",

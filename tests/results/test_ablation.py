@@ -329,6 +329,7 @@ def test_ablation_figure__dots_with_intervals_by_what_was_changed(three_seeds):
     assert right.x[0] == pytest.approx(0.2)
     assert "mAP50-95" in figure.layout.xaxis.title.text
     assert "ms" in figure.layout.xaxis2.title.text
+    assert figure.layout.xaxis.exponentformat == "none"  # else 0.0002 mAP has a prefix
 
 
 def test_write_ablation__csv_comes_back(three_seeds, tmp_path):

@@ -107,6 +107,28 @@ def test_figure__draws_both_effects_of_every_option_with_intervals(
     assert "left out" in figure.layout.title.subtitle.text
 
 
+def test_figure__no_two_names_cover_each_other() -> None:
+    """Many choices that move little lie on one spot; the one that moves most keeps its name."""
+    generator = np.random.default_rng(1)
+    choices = {"big": (1, 2), **{f"small{i}": (1, 2) for i in range(6)}}
+    codes = np.stack([generator.integers(0, 2, 120) for _ in choices], axis=1)
+    accuracy = 0.3 + 0.2 * codes[:, 0] + 0.004 * codes[:, 1:].sum(axis=1)
+    latency_ms = np.exp(0.8 * codes[:, 0] + 0.01 * codes[:, 1:].sum(axis=1))
+    noise = generator.normal(0, 1e-4, 120)
+    sample = Sample(choices, codes, accuracy + noise, latency_ms * (1 + noise), {"measured": 120})
+    figure = explanation_figure(Explanation(explain("s", sample)))
+    paths = [trace for trace in figure.data if trace.text]
+    drawn = [one for path in paths for one in zip(path.text, path.x, path.y, strict=True)]
+    named = [one for one in drawn if one[0]]
+    assert any(name.startswith("big") for name, _, _ in named)
+    spans = [np.ptp([float(one[axis]) for one in drawn]) for axis in (1, 2)]
+    for index, one in enumerate(named):
+        for other in named[:index]:
+            apart = [abs(one[axis] - other[axis]) / spans[axis - 1] for axis in (1, 2)]
+            assert apart[0] > 0.1 or apart[1] > 0.03
+    assert 1 <= len(named) < 7
+
+
 def test_write__figure_and_table_side_by_side(explanation: Explanation, tmp_path: Path) -> None:
     paths = write_explanation(explanation, tmp_path / "deep" / "explain.html")
     assert [path.name for path in paths] == ["explain.html", "explain.csv"]
