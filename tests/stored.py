@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import environments
+
 from nas.accuracy.evaluate import Accuracy, Agreement
 from nas.latency.clock import Timing
-from nas.latency.hardware import Environment
 from nas.latency.latency import Latency
 
 __all__ = ["ACCURACY", "ENVIRONMENT", "LATENCY", "TIMING", "ablation_values", "add_architecture"]
 
-ENVIRONMENT = Environment(
-    device="a CPU",
-    runtime="openvino",
-    runtime_version="2026.2",
-    precision="int8",
-    threads=1,
-    protocol="hot",
-    clock="process CPU time",
-    reference="0123456789abcdef",
-)
+ENVIRONMENT = replace(environments.ENVIRONMENT, precision="int8")
 LATENCY = Latency(ms=2.5, low_ms=2.4, high_ms=2.6, source="measured", environment=ENVIRONMENT)
 TIMING = Timing(
     ms=2.5,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -154,45 +157,47 @@ def train(
         ArchitectureError: the file describes no network.
         NasError: the data cannot be read, or the machine fails.
     """
+    asked = _Training(
+        subject=str(subject),
+        data=data,
+        iterations=iterations,
+        hardware=hardware,
+        runtime=runtime,
+        seed=seed,
+        quick=quick,
+        recipe=recipe,
+        workspace=workspace,
+    )
     listener = listener or Silent()
-    chosen = _recipe(data, seed, quick, recipe, iterations)
-    place = Workspace(Path(workspace))
-    with _opened(str(subject), data, quick, hardware, runtime, place, listener) as opened:
-        architecture, bench = opened
-        largest = _largest(str(subject), architecture)
+    with asked.opened(listener) as (architecture, bench):
+        chosen, place = asked.chosen, asked.place
+        largest = _largest(asked.subject, architecture)
         teacher = load_teacher(chosen, largest, bench.dataset, place, listener)
-        folder = _trained_folder(place, architecture)
+        folder = place.root / f"trained-{architecture.digest}"
         return train_alone(architecture, bench, chosen, folder, listener, teacher)
 
 
 def forecast_training(
-    subject: str | Path,
-    *,
-    data: str | None = None,
-    iterations: int | None = None,
-    hardware: str = "cpu",
-    runtime: str | None = None,
-    seed: int = 0,
-    quick: bool = False,
-    recipe: str | Path | None = None,
-    workspace: str | Path = "studies",
-    listener: Listener | None = None,
+    subject: str | Path, *, listener: Listener | None = None, **options: Any
 ) -> Forecast:
-    """Say what `train` would do and take, from a few steps of each part; arguments as there.
+    """Say what `train` would do and take, from a few steps of each part.
+
+    Args:
+        subject: as in `train`.
+        listener: hears how it goes.
+        options: other arguments of `train`.
 
     Raises:
         As `nas.searcher.forecast.forecast_training`, and as `train`.
     """
+    asked = _Training(subject=str(subject), **options)
     listener = listener or Silent()
-    chosen = _recipe(data, seed, quick, recipe, iterations)
-    place = Workspace(Path(workspace))
-    with _opened(str(subject), data, quick, hardware, runtime, place, listener) as opened:
-        architecture, bench = opened
-        folder = _trained_folder(place, architecture).parent
+    with asked.opened(listener) as (architecture, bench):
+        folder = asked.place.root
         folder.mkdir(parents=True, exist_ok=True)
         candidate = Candidate(architecture=architecture)
         return run_forecast(
-            candidate, bench.dataset, chosen, bench.runtime, bench.oracle, folder, listener
+            candidate, bench.dataset, asked.chosen, bench.runtime, bench.oracle, folder, listener
         )
 
 
@@ -270,43 +275,43 @@ def estimate(subject: str | Path, *, hardware: str, workspace: str | Path = "stu
     return Estimator.load().estimate(workload, peaks, PRECISION)
 
 
-def _recipe(
-    data: str | None,
-    seed: int,
-    quick: bool,
-    recipe: str | Path | None,
-    iterations: int | None,
-) -> Recipe:
-    values = read_recipe(Path(recipe)) if recipe else {}
-    if iterations is not None:
-        values["iterations"] = iterations
-    return with_fields(training_recipe(data, seed, quick=quick), values)
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What `train` was asked for."""
 
+    subject: str
+    data: str | None = None
+    iterations: int | None = None
+    hardware: str = "cpu"
+    runtime: str | None = None
+    seed: int = 0
+    quick: bool = False
+    recipe: str | Path | None = None
+    workspace: str | Path = "studies"
 
-@contextmanager
-def _opened(
-    subject: str,
-    data: str | None,
-    quick: bool,
-    hardware: str,
-    runtime: str | None,
-    place: Workspace,
-    listener: Listener,
-) -> Iterator[tuple[Architecture, Bench]]:
-    """Open what a network is trained with: the network for the data's classes, and a bench."""
-    torch.set_num_threads(1)
-    read_architecture(subject, 1)  # before any work is spent
-    device = Hardware.named(hardware, place.hardware)
-    maker = runtime_for(device, runtime)
-    listener.stage("Read the data", 0)
-    dataset = load_dataset(data, place.cache, quick=quick)
-    architecture = read_architecture(subject, len(dataset.classes))
-    with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
-        yield architecture, Bench(dataset, maker, MeasuringOracle(meter, predicts=False))
+    @property
+    def place(self) -> Workspace:
+        return Workspace(Path(self.workspace))
 
+    @cached_property
+    def chosen(self) -> Recipe:
+        values = read_recipe(Path(self.recipe)) if self.recipe else {}
+        if self.iterations is not None:
+            values["iterations"] = self.iterations
+        return with_fields(training_recipe(self.data, self.seed, quick=self.quick), values)
 
-def _trained_folder(place: Workspace, architecture: Architecture) -> Path:
-    return place.root / f"trained-{architecture.digest}"
+    @contextmanager
+    def opened(self, listener: Listener) -> Iterator[tuple[Architecture, Bench]]:
+        """Open the network, for the classes of the data, and the bench that it is examined on."""
+        torch.set_num_threads(1)
+        _ = read_architecture(self.subject, 1), self.chosen  # before any work is spent
+        device = Hardware.named(self.hardware, self.place.hardware)
+        maker = runtime_for(device, self.runtime)
+        listener.stage("Read the data", 0)
+        dataset = load_dataset(self.data, self.place.cache, quick=self.quick)
+        architecture = read_architecture(self.subject, len(dataset.classes))
+        with LatencyMeter(device, maker, precisions=["fp32"], isolated=True) as meter:
+            yield architecture, Bench(dataset, maker, MeasuringOracle(meter, predicts=False))
 
 
 def _largest(subject: str, architecture: Architecture) -> Architecture | None:

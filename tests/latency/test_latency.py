@@ -3,23 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from environments import ENVIRONMENT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import InputError, UnknownNameError
-from nas.latency.environment import Environment
 from nas.latency.latency import Latency
 
-ENVIRONMENT = Environment(
-    device="a processor",
-    runtime="openvino",
-    runtime_version="1",
-    precision="fp32",
-    threads=1,
-    protocol="hot",
-    clock="wall",
-    reference="0" * 16,
-)
 POSITIVE = st.floats(1e-6, 1e6)
 
 

@@ -7,25 +7,14 @@ import math
 
 import numpy as np
 import pytest
+from environments import ENVIRONMENT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import InputError
-from nas.latency.environment import Environment
 from nas.latency.latency import Latency
 from nas.latency.rebuilt import LEAST_BUILDS, Rebuilt
 from nas.units import Budget
-
-ENVIRONMENT = Environment(
-    device="a processor",
-    runtime="openvino",
-    runtime_version="1",
-    precision="fp32",
-    threads=1,
-    protocol="hot",
-    clock="process CPU time",
-    reference="0",
-)
 
 
 def built(*values_ms: float, width: float = 0.001) -> Rebuilt:

@@ -4,29 +4,21 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import environments
 import numpy as np
 import pytest
 
 from nas.errors import InputError, StorageError
-from nas.latency.environment import Environment
 from nas.latency.features import FEATURES
 from nas.latency.predictor import LEAST_SAMPLES
 from nas.latency.table import LatencyTable, TableRow
 from nas.space.architecture import Architecture
 from nas.space.space import load_space
 
-ENVIRONMENT = Environment(
-    device="a processor",
-    runtime="openvino",
-    runtime_version="1",
-    precision="bf16",
-    threads=1,
-    protocol="hot",
-    clock="wall",
-    reference="0" * 16,
-)
+ENVIRONMENT = replace(environments.ENVIRONMENT, precision="bf16")
 CSV, JSON = "openvino-bf16.csv", "openvino-bf16.json"
 
 

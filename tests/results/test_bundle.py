@@ -4,25 +4,15 @@ from typing import Any
 
 import onnx
 import pytest
+from environments import ENVIRONMENT
 
 from nas.accuracy.evaluate import Accuracy, Agreement
-from nas.latency.hardware import Environment
 from nas.latency.latency import Latency
 from nas.latency.onnx_export import export_onnx
 from nas.model.detector import Detector, profile
 from nas.results.bundle import Bundle, Provenance, card
 from nas.space.architecture import Architecture, Candidate
 
-ENVIRONMENT = Environment(
-    device="a processor",
-    runtime="openvino",
-    runtime_version="1.0",
-    precision="fp32",
-    threads=1,
-    protocol="hot",
-    clock="process CPU time",
-    reference="0" * 16,
-)
 ACCURACY = Accuracy(
     *(0.5, 0.7, None, None, None, 80, "validation", "trained", "engine"),
     agreement=Agreement(0.9876, 16, "onnxruntime fp32"),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from environments import ENVIRONMENT
 from tiny import tiny_space
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import StudyError
-from nas.latency.environment import Environment
 from nas.latency.latency import Latency
 from nas.searcher.database import Database
 from nas.searcher.importance_sample import NOT_READ, Sample
@@ -31,16 +31,6 @@ SPACE = tiny_space(
     attention="$where",
 )
 BUDGET = Budget(1.0)
-HERE = Environment(
-    device="d",
-    runtime="openvino",
-    runtime_version="1",
-    precision="fp32",
-    threads=1,
-    protocol="hot",
-    clock="cpu",
-    reference="r",
-)
 POINTS: list[dict[str, Label]] = [
     {"input": 64, "hidden": 8, "where": "nowhere", "tokens": 4},
     {"input": 96, "hidden": 16, "where": "P4", "tokens": 8},
@@ -96,7 +86,7 @@ def _tell(database: Database, space: SearchSpace, scores: Mapping[int, float]) -
                 architecture=digest,
                 precision="fp32",
                 state="complete" if BUDGET.admits(ms) else "infeasible",
-                latency=Latency(ms, ms, ms, "measured", HERE),
+                latency=Latency(ms, ms, ms, "measured", ENVIRONMENT),
                 accuracy_id=row,
             )
             if BUDGET.admits(ms):
