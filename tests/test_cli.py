@@ -399,7 +399,7 @@ FLAGS = {
     "--storage --workspace",
     "hardware": "--workspace",
     "estimate": "--hardware --workspace",
-    "train": "--data --iterations --hardware --seed --quick --recipe --workspace",
+    "train": "--data --iterations --hardware --seed --quick --recipe --dry-run --workspace",
     "spaces": "",
     "dashboard": "--port --storage --workspace",
 }
@@ -415,6 +415,15 @@ def test_recipe__a_file_that_cannot_be_says_its_line(
     assert code == 1
     assert "line 2" in text
     assert "'peak_lr' is a number" in text
+
+
+def test_train__dry_run_trains_nothing(run: Run, tmp_path: Path) -> None:
+    steps = ("--iterations", "7", "--dry-run", "--workspace", str(tmp_path / "ws"))
+    code, text = run("train", "digits:min", "--quick", *steps)
+    assert code == 0
+    assert "7 steps" in text
+    assert "Memory" in text
+    assert not list((tmp_path / "ws").glob("trained-*"))
 
 
 def test_flags__are_frozen() -> None:
