@@ -45,7 +45,7 @@ RUNTIME, PRECISIONS = "openvino", ("bf16", "int8")
 
 STAGES = {
     "extraction": "nas.model.supernet.Supernet.extract",
-    "recalibration": "nas.searcher.inherited.recalibrate",
+    "recalibration": "nas.searcher.inherited.InheritedDetectors._recalibrate",
     "fusing": "nas.model.detector.Detector.deploy",
     "export": "nas.searcher.engines.export_onnx",
     "quantisation": "nas.searcher.engines.at_precision",
