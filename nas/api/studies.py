@@ -13,6 +13,7 @@ from nas.results.worth import KIND, Worth
 from nas.searcher.database import Database
 from nas.searcher.importance import explain as run_explain
 from nas.searcher.importance_sample import Sample
+from nas.searcher.opening import study_names
 from nas.searcher.progress import Listener, Silent
 from nas.searcher.request import (
     Request,
@@ -48,11 +49,14 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
     with Database(storage or place.database_url) as database:
         run = database.latest_run(study)
         if run is None:
+            known = sorted(study_names(database)) if study else []
             raise StudyError(
                 f"There is no study {study!r} in {database}."
                 if study
                 else f"There is no study in {database}.",
-                "Start one with: nas search --budget 0.4ms.",
+                f"There are: {', '.join(known)}."
+                if known
+                else "Start one with: nas search --budget 0.4ms.",
             )
         return Request.restored(
             run.arguments, study=run.study_name, storage=storage, workspace=place

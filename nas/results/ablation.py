@@ -107,6 +107,10 @@ def bootstrap_difference(value: float, ours: Sequence[float], theirs: Sequence[f
         ours: what was resampled of one network, draw by draw.
         theirs: the same of the other, on the same draws.
 
+    Returns:
+        No bounds if the networks differ and neither varies from draw to draw: those are draws of
+        one image, which say nothing about others.
+
     Raises:
         InputError: the draws are not the same in number.
     """
@@ -114,6 +118,8 @@ def bootstrap_difference(value: float, ours: Sequence[float], theirs: Sequence[f
         raise InputError(
             f"A paired bootstrap needs equally many draws, got {len(ours)} and {len(theirs)}."
         )
+    if value and not (np.ptp(ours) or np.ptp(theirs)):
+        return Estimate(value)
     outer = (1 - LEVEL) / 2
     low, high = np.quantile(np.subtract(ours, theirs), [outer, 1 - outer])
     return Estimate(value, float(low), float(high))

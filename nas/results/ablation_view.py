@@ -52,7 +52,7 @@ def ablation_figure(result: AblationResult) -> go.Figure:
     """Draw every difference to the baseline with its interval: mAP left, latency right."""
     table = result.table
     table = table[table["variant"] != BASELINE]
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.08)
     for number, (_, rows) in enumerate(table.groupby("changed", sort=False)):
         colour = _COLOURS[number % len(_COLOURS)]
         for column, (name, unit) in enumerate((("map_delta", ""), ("latency_delta", "_ms")), 1):
@@ -70,18 +70,26 @@ def ablation_figure(result: AblationResult) -> go.Figure:
         figure.update_xaxes(title=title, exponentformat="none", col=column)
     lines = result.caption.replace(". ", ".<br>")
     top = 70 + 17 * (lines.count("<br>") + 1)  # pixels that the caption takes
+    # Beside the panels, a legend taller than they are would have to be scrolled.
+    below = 20 * table["changed"].nunique()
     figure.update_layout(
         title={
             "text": f"Ablation study {result.study}",
             "subtitle": {"text": lines},
             "yref": "container",
-            "y": 1 - 25 / (top + height),
+            "y": 1 - 25 / (top + height + below),
         },
         template="plotly_white",
-        legend={"title": "changed"},
+        legend={
+            "title": "changed",
+            "yref": "container",
+            "y": 0.01,
+            "yanchor": "bottom",
+            "x": 0,
+        },
         width=1100,
-        height=top + height,
-        margin={"t": top},
+        height=top + height + below,
+        margin={"t": top, "b": 90 + below},
     )
     return figure
 

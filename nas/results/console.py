@@ -191,9 +191,9 @@ def front_table(front: pd.DataFrame, title: str, winner: int | None = None) -> T
 def stopped_line(result: StudyResult) -> str:
     """Say how many candidates have an estimate in the place of an accuracy; nothing if none."""
     kinds = Counter(
-        f"on {row['estimate_images']} validation images"
+        f"on {row['estimate_images']:.0f} validation images"
         if row["fidelity"] == "subset"
-        else f"after {row['estimate_iterations']} steps of training"
+        else f"after {row['estimate_iterations']:.0f} steps of training"
         for row in result.stopped.to_dict("records")
     )
     said = [f"{count} {kind}" for kind, count in kinds.items()]

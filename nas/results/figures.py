@@ -11,10 +11,10 @@ from nas.errors import StorageError
 from nas.results.latency import levels
 from nas.searcher.result import StudyResult
 
-__all__ = ["front_figure", "write_figure"]
+__all__ = ["TICKS", "front_figure", "write_figure"]
 
 # Round latencies in ms from a microsecond to ten seconds, close enough for any part of the axis.
-_TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 1.5, 2, 2.5, 3, 4, 5, 7)]
+TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 1.5, 2, 2.5, 3, 4, 5, 7)]
 _GREY, _BLUE, _GREEN, _RED = "#9aa5b1", "#1f6feb", "#1a7f37", "#cf222e"
 
 
@@ -69,7 +69,7 @@ def front_figure(result: StudyResult, winner: int | None = None) -> go.Figure:
             hoverinfo="skip",
         )
     )
-    figure.update_xaxes(type="log", tickvals=_TICKS, ticktext=[f"{tick:g}" for tick in _TICKS])
+    figure.update_xaxes(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS])
     figure.update_layout(
         title=f"{result.study}: accuracy over latency",
         xaxis_title=_latency_title(scored),

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from rich import box
 from rich.table import Table
 
+from nas.results.figures import TICKS
 from nas.results.latency import levels
 from nas.searcher.database import Database
 from nas.searcher.ranking import Statistic, kendall_tau
@@ -231,7 +232,9 @@ def difference_figure(difference: FrontDifference) -> go.Figure:
     what = "latency in ms" if difference.same_device else "latency / own budget"
     sources = sorted({*difference.old.sources, *difference.new.sources})
     figure.update_xaxes(type="log", title=f"{what}, {', '.join(sources)}; log scale")
-    figure.update_xaxes(range=_padded(figure))
+    figure.update_xaxes(
+        range=_padded(figure), tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS]
+    )
     figure.update_yaxes(
         title="mAP50-95 on validation, inherited weights (bars: 95 % interval)",
         exponentformat="none",

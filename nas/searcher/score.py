@@ -32,7 +32,7 @@ class Score:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise InputError(f"alpha must be a positive number, got {self.alpha:g}.")
         if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise InputError(f"beta (lambda) must not be negative, got {self.beta:g}.")
+            raise InputError(f"beta (lambda) is a number of at least 0, got {self.beta:g}.")
 
     def __call__(self, accuracy: float, latency_ms: float) -> float:
         """Score an mAP in 0..1 and a latency in ms."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 
-from nas.api import delivered_trial
+from nas.api import delivered_trial, stored_request
+from nas.errors import StudyError
 from nas.results.ablation import Estimate
 from nas.results.worth import KIND, Rival, Worth
 from nas.searcher.database import Database
@@ -81,3 +83,10 @@ def test_delivered_trial__is_what_was_confirmed_and_not_the_best_by_score(
 def test_delivered_trial__a_network_of_no_trial(request_: Request, result: StudyResult) -> None:
     _delivered(request_, "c")
     assert delivered_trial(request_, result, otherwise=5) is None
+
+
+def test_stored_request__another_name_is_told_what_there_is(request_: Request) -> None:
+    with Database(request_.url) as database:
+        optuna.create_study(study_name="mine", storage=request_.url)
+    with pytest.raises(StudyError, match=r"no study 'yours'.*There are: mine\."):
+        stored_request("yours", None, request_.workspace.root)

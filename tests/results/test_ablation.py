@@ -75,10 +75,21 @@ def test_statistics__one_value_has_no_spread(function):
         function([0.5])
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.floats(-0.5, 0.5))
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=50).map(lambda draws: [*draws, 2.0]),
+    st.floats(-0.5, 0.5),
+)
 def test_bootstrap_difference__what_both_share_cancels(draws, shift):
     found = bootstrap_difference(shift, [draw + shift for draw in draws], draws)
     assert (found.low, found.high) == pytest.approx((shift, shift))
+
+
+def test_bootstrap_difference__draws_of_one_image_know_no_other():
+    found = bootstrap_difference(0.01, [0.13] * 5, [0.12] * 5)
+    assert math.isnan(found.low)
+    assert found.verdict("better", "worse") == "no difference seen"
+    same = bootstrap_difference(0.0, [0.13] * 5, [0.13] * 5)
+    assert (same.low, same.high) == (0, 0)
 
 
 def test_bootstrap_difference__needs_the_same_draws():
@@ -329,6 +340,9 @@ def test_ablation_figure__dots_with_intervals_by_what_was_changed(three_seeds):
     assert right.x[0] == pytest.approx(0.2)
     assert "mAP50-95" in figure.layout.xaxis.title.text
     assert "ms" in figure.layout.xaxis2.title.text
+    panels = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    assert panels >= 28 * len(left)
+    assert figure.layout.legend.yref == "container"  # below the panels, however many there are
     assert figure.layout.xaxis.exponentformat == "none"  # else 0.0002 mAP has a prefix
 
 

@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from nas.results.console import LiveProgress, front_table, next_commands
+from nas.results.console import LiveProgress, front_table, next_commands, stopped_line
 from nas.searcher.progress import Member, Status
+from nas.searcher.result import StudyResult
+from nas.searcher.score import Score
+from nas.units import Budget
 
 
 def _console() -> Console:
@@ -93,3 +96,21 @@ def test_next_commands__find_the_same_study_again() -> None:
     text = next_commands("digits-1", Path("w/digits-1"), " --workspace w")
     assert "nas measure w/digits-1/model.onnx" in text
     assert "nas front --study digits-1 --workspace w" in text
+
+
+def test_stopped_line__counts_steps_as_whole_numbers() -> None:
+    """A column of integers with gaps comes back from pandas as floats."""
+    table = pd.DataFrame(
+        {
+            "trial": [0, 1],
+            "architecture": ["a", "b"],
+            "precision": "fp32",
+            "state": ["stopped", "complete"],
+            "map50_95": [None, 0.4],
+            "fidelity": ["training", None],
+            "estimate_images": [80.0, None],
+            "estimate_iterations": [3.0, None],
+        }
+    )
+    line = stopped_line(StudyResult("s", Budget(1.0), Score(), table))
+    assert "1 after 3 steps of training" in line

@@ -145,6 +145,7 @@ def test_difference_figure__one_device_is_drawn_in_milliseconds() -> None:
     assert figure.layout.xaxis.title.text.startswith("latency in ms")
     budgets = {trace.x[0] for trace in figure.data if (trace.name or "").startswith("budget")}
     assert budgets == {1.0, 0.5}
+    assert "0.5" in figure.layout.xaxis.ticktext  # plotly writes 5
     ends = [10**end for end in figure.layout.xaxis.range]
     assert ends[0] < min(one[1] * 0.9 for one in OLD)
     assert ends[1] > 1.0
