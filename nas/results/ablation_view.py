@@ -71,7 +71,7 @@ def ablation_figure(result: AblationResult) -> go.Figure:
     lines = result.caption.replace(". ", ".<br>")
     top = 70 + 17 * (lines.count("<br>") + 1)  # pixels that the caption takes
     # Beside the panels, a legend taller than they are would have to be scrolled.
-    below = 20 * table["changed"].nunique()
+    below = 20 + 29 * table["changed"].nunique()
     figure.update_layout(
         title={
             "text": f"Ablation study {result.study}",

@@ -86,7 +86,7 @@ def test_delivered_trial__a_network_of_no_trial(request_: Request, result: Study
 
 
 def test_stored_request__another_name_is_told_what_there_is(request_: Request) -> None:
-    with Database(request_.url) as database:
+    with Database(request_.url):
         optuna.create_study(study_name="mine", storage=request_.url)
     with pytest.raises(StudyError, match=r"no study 'yours'.*There are: mine\."):
         stored_request("yours", None, request_.workspace.root)
