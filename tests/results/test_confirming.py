@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from heard import Heard
 
+from nas.accuracy.dataset import SplitName
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import BudgetError, StudyError
 from nas.latency.environment import Environment
@@ -28,6 +29,7 @@ from nas.searcher.request import Confirmation, Request, Workspace
 from nas.searcher.result import StudyResult
 from nas.searcher.setting import Setting, open_setting
 from nas.searcher.supernets import weights_of
+from nas.searcher.tables import TrainingRow
 from nas.space.architecture import Candidate
 from nas.units import Budget
 
@@ -233,24 +235,11 @@ def test_choice__does_not_look_at_the_test_split(setting: Setting) -> None:
     before = Confirmer(setting, result, Silent()).winner(rows, compared=False)
     assert before is not None
     for row in setting.database.trainings("s", PURPOSE):
-        values = {
-            column.name: getattr(row, column.name)
-            for column in row.__table__.columns
-            if column.name not in {"id", "study_name", "resampled"}
-        }
         best = (row.architecture, row.seed) == (
             before.contestant.candidate.architecture.digest,
             before.seed,
         )
-        worst = 0.0 if best else 1.0
-        accuracy = Accuracy(
-            *(worst, worst, None, None, None),
-            images=8,
-            split="test",
-            weights="fine-tuned",
-            artifact="engine",
-        )
-        setting.database.add_training("s", accuracy, [worst], **values)
+        store_again(setting, row, "test", 0.0 if best else 1.0)
     after = Confirmer(setting, result, Silent()).winner(rows, compared=False)
     assert after is not None
     assert (after.contestant, after.seed) == (before.contestant, before.seed)
@@ -322,15 +311,26 @@ def without(result: StudyResult, candidate: Candidate) -> StudyResult:
     return dataclasses.replace(result, evaluations=table[other])
 
 
+def store_again(setting: Setting, row: TrainingRow, split: SplitName, reached: float) -> None:
+    """Store a training as if it had reached something else on a split."""
+    values = {one.name: getattr(row, one.name) for one in row.__table__.columns}
+    for name in ("id", "study_name", "resampled"):
+        del values[name]
+    accuracy = Accuracy(
+        *(reached, reached, None, None, None),
+        images=4,
+        split=split,
+        weights="fine-tuned",
+        artifact="engine",
+    )
+    setting.database.add_training("s", accuracy, row.resampled, **values)
+
+
 def promote(setting: Setting, candidate: Candidate) -> None:
     """Make the stored trainings of a network the best on validation."""
     for row in setting.database.trainings("s", PURPOSE):
         if row.architecture == candidate.architecture.digest and row.split == "validation":
-            columns = (one.name for one in row.__table__.columns)
-            values = {name: getattr(row, name) for name in columns}
-            for name in ("id", "study_name"):
-                del values[name]
-            setting.database.add_training("s", **{**values, "map50_95": 1.0})
+            store_again(setting, row, "validation", 1.0)
 
 
 def everything(result: StudyResult) -> StudyResult:
