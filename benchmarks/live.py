@@ -15,6 +15,7 @@ ended goes on from there: started again, it finishes the studies in the workspac
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from nas.units import Budget
 OURS, RANDOM = "autonac", "random"
 SAMPLERS = (OURS, RANDOM, "nsga2", "tpe")
 MEASURES = ("best_map50_95", "hypervolume")
+QUARTERS = (0.25, 0.5, 0.75)  # of the evaluations; a search should be ahead early, too
 NULL_MODELS = ("most_macs_map50_95", "slowest_map50_95")
 # Hypervolumes of equal fronts differ by rounding.
 _EQUAL = 1e-9
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     everything = pd.concat(found, ignore_index=True)
     everything = everything.drop_duplicates(["architecture", "precision"])
     summary = {**compared(table), "all_candidates": of_all(everything)}
-    console.print(table.to_string(index=False), markup=False)
+    console.print(table.drop(columns="earlier").to_string(index=False), markup=False)
     console.print(summary)
     given = {name: str(v) if isinstance(v, Path) else v for name, v in vars(asked).items()}
     path = write_result("live", {"arguments": given, "runs": rows, "summary": summary})
@@ -106,8 +108,20 @@ def row_of(result: StudyResult, sampler: str, seed: int) -> dict[str, Any]:
         "best_map50_95": float(best["map50_95"]),
         "best_latency_ms": float(best["latency_ms"]),
         "best_architecture": str(best["architecture"]),
+        "earlier": [_earlier(result, round(part * len(scored))) for part in QUARTERS],
     }
     return {**found, **(null_models(scored) if sampler == RANDOM else {})}
+
+
+def _earlier(result: StudyResult, evaluations: int) -> dict[str, float]:
+    """Return what a search had found after some of its evaluations."""
+    first = result.scored.sort_values("trial").head(evaluations)
+    then = dataclasses.replace(result, evaluations=first)
+    return {
+        "evaluations": evaluations,
+        "best_map50_95": float(first["map50_95"].max()),
+        "hypervolume": then.hypervolume,
+    }
 
 
 def null_models(scored: pd.DataFrame) -> dict[str, float]:

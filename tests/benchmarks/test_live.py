@@ -109,5 +109,8 @@ def test_main__runs_what_is_missing_and_writes_figures(
     result = json.loads((tmp_path / "live.json").read_text())
     assert [run["sampler"] for run in result["runs"]] == ["autonac", "random"]
     assert all(run["evaluations"] == 2 for run in result["runs"])
+    for run in result["runs"]:
+        grown = [one["best_map50_95"] for one in run["earlier"]] + [run["best_map50_95"]]
+        assert grown == sorted(grown)
     assert result["summary"]["ours_against"]["random"]["hypervolume"]["seeds"] == 1
     assert result["summary"]["all_candidates"]["candidates"] >= 2
