@@ -5,6 +5,7 @@ Dimension letters: n points tried, N points of the pool, C choices, E figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from nas.searcher.autonac_history import Choices, History, Params
 from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, recommend
 from nas.searcher.proposing.limits import Limit
-from nas.searcher.proposing.pool import Conditions, make_pool
+from nas.searcher.proposing.pool import WHOLE, Conditions, edited, make_pool, saved_up, with_option
 from nas.searcher.proposing.surrogate import Hyperparameters, Likely
 from nas.space.front import front_indices
 
@@ -26,6 +27,9 @@ _Array = NDArray[np.float64]
 _Codes = NDArray[np.intp]
 
 _PARENTS = 8
+_DRAWN = 800  # points that say how rare an option is within the budget
+_RARE = 0.2  # of the share that it would have if all options fitted alike
+_MOST_ATTEMPTS = 10  # trials with a rare option, before it counts as one that does not fit
 _LAST_SHARE = 0.15  # of the evaluations, if their number is known: they go to the front's vicinity
 _FEWEST_FIGURES = 4  # before latencies and constraints are predicted
 _NEWEST_FIGURES = 200  # that latencies and constraints are predicted from
@@ -104,18 +108,10 @@ class _Round:
         self._whole_front = rng.random() < question.front_share
 
     def choose(self) -> tuple[int, ...]:
-        pool = self._pool()
-        tried = self._tried_keys
-        count = 1
-        for _ in range(_MOST_EQUIVALENTS):
-            if len(pool) == 0:
-                break
-            rows = self._ranked(pool, count)
-            for row in rows:
-                point = tuple(pool[row].tolist())
-                if self._key(point) not in tried and self._keeps_bounds(point):
-                    return point
-            pool, count = np.delete(pool, rows, axis=0), _EQUIVALENTS
+        for make in (self._rare, self._pool):
+            found = self._best_of(make())
+            if found is not None:
+                return found
         return tuple(self._rng.integers(self._choices.sizes).tolist())
 
     def recommended(self) -> int | None:
@@ -128,15 +124,72 @@ class _Round:
         found = recommend(self._observed(features, scored), budget_ms=self._budget)
         return None if found is None else int(scored[found])
 
+    def _best_of(self, pool: _Codes) -> tuple[int, ...] | None:
+        count = 1
+        for _ in range(_MOST_EQUIVALENTS):
+            if len(pool) == 0:
+                return None
+            rows = self._ranked(pool, count)
+            for row in rows:
+                point = tuple(pool[row].tolist())
+                if self._key(point) not in self._tried_keys and self._keeps_bounds(point):
+                    return point
+            pool, count = np.delete(pool, rows, axis=0), _EQUIVALENTS
+        return None
+
+    def _rare(self) -> _Codes:
+        """Return points with an option that was never scored, because few with it keep the budget.
+
+        Nothing else proposes them: no draw and no step from what was scored leads there, and the
+        surrogate has nothing to expect there. What matters most is what costs most: under a tight
+        budget the largest input size that still fits is such an option. Each is scored once.
+        """
+        sizes, history = self._choices.sizes, self._history
+        if not self._saves or len(history.scored) < Settings().start:
+            return history.codes[:0]
+        drawn = self._rng.integers(sizes, size=(_DRAWN, len(sizes)))
+        fitting = drawn[self._expected_latency(drawn) <= self._budget]
+        parents = self._parents()
+        for choice in self._rng.permutation(len(sizes)):
+            shares, scored, tried = (
+                np.bincount(codes[codes[:, choice] != ABSENT, choice], minlength=sizes[choice])
+                for codes in (fitting, history.codes[history.scored], history.codes)
+            )
+            rare = shares < _RARE * len(fitting) / sizes[choice]
+            for option in np.flatnonzero(rare & (scored == 0) & (tried < _MOST_ATTEMPTS)):
+                points, fixed = with_option(parents, int(choice), int(option), self._rng)
+                if len(found := self._fresh(self._saved_up(points, fixed))):
+                    return found
+        return history.codes[:0]
+
+    @property
+    def _saves(self) -> bool:
+        """Whether points are brought within the budget, one choice against others."""
+        large = math.prod(self._choices.sizes) > WHOLE
+        return large and np.isfinite(self._budget) and not self._is_local
+
     def _pool(self) -> _Codes:
         sizes = self._choices.sizes
-        pool = make_pool(sizes, self._parents(), self._rng, local=self._is_local)
+        parents = self._parents()
+        pool = make_pool(sizes, parents, self._rng, local=self._is_local)
+        if len(parents) and self._saves:
+            further = self._saved_up(*edited(sizes, parents, self._rng))
+            pool = np.concatenate([pool, further])
+        return self._fresh(pool)
+
+    def _fresh(self, pool: _Codes) -> _Codes:
+        """Return the distinct points that exist and were not tried."""
+        sizes = self._choices.sizes
         if (self._history.codes == ABSENT).any():
             pool = Conditions(self._history.codes).apply(pool, sizes, self._rng)
-            pool = np.unique(pool, axis=0)
+        pool = np.unique(pool, axis=0)
         if len(self._history.codes) == 0:
             return pool
         return np.asarray(pool[~self._history.repeats(pool, sizes)])
+
+    def _saved_up(self, points: _Codes, fixed: NDArray[np.bool_]) -> _Codes:
+        sizes = self._choices.sizes
+        return saved_up(sizes, points, fixed, self._expected_latency, self._budget, self._rng)
 
     @cached_property
     def _is_local(self) -> bool:
@@ -243,6 +296,13 @@ class _Round:
         if limit is None:
             return np.zeros(len(pool)), np.ones(len(pool))
         return limit.judge(pool, self._budget)
+
+    def _expected_latency(self, codes: _Codes) -> _Array:
+        """Return what points may take, (N,) in ms; 0 as long as nothing is known."""
+        n = len(self._history.codes)
+        everything = np.concatenate([self._history.codes, codes])
+        features = encode(everything, self._choices.options, self._figures(everything))
+        return self._latency(features[:n], features[n:], codes)[0]
 
     def _constraints(self, tried: _Array, pool: _Array) -> _Array:
         """Return the probability, (N,), that all constraints but the budget's are kept."""

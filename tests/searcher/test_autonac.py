@@ -235,6 +235,33 @@ def test_search__thirty_choices_that_depend_on_others():
     assert max(totals[10:]) > max(totals[:10])
 
 
+def test_search__scores_an_option_that_fits_beside_the_cheapest_others_only():
+    """The middle input size is worth more than all else, and one random point in 10^4 has it."""
+    space = {"input": IntDistribution(0, 2)}
+    space |= {f"width{stage}": IntDistribution(0, 3) for stage in range(9)}
+
+    def latency(params):
+        widths = sum(value for name, value in params.items() if name != "input")
+        return (1 + 0.2 * widths) * 2 ** params["input"]
+
+    def accuracy(params):
+        return 0.5 + 0.1 * params["input"] + 0.001 * sum(params.values())
+
+    def searched(sampler):
+        study = study_of(sampler)
+        for _ in range(40):
+            trial = study.ask(space)
+            latency_ms = latency(trial.params)
+            trial.set_user_attr("scored", latency_ms <= 2.8)
+            trial.set_constraint("latency", latency_ms - 2.8)
+            study.tell(trial, [accuracy(trial.params) * (latency_ms <= 2.8), latency_ms])
+        return [trial.params["input"] for trial in study.trials if trial.user_attrs["scored"]]
+
+    for seed in range(2):
+        assert 1 in searched(AutoNACSampler(budget_ms=2.8, seed=seed, n_trials=60))
+    assert 1 not in searched(RandomSampler(seed=0))
+
+
 def test_search__other_parameters_are_drawn_at_random():
     def objective(trial):
         rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)

@@ -11,7 +11,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, recommend
 from nas.searcher.proposing.limits import Limit
-from nas.searcher.proposing.pool import Conditions, make_pool
+from nas.searcher.proposing.pool import Conditions, edited, make_pool, saved_up, with_option
 from nas.searcher.proposing.surrogate import (
     TARGETS,
     GaussianProcess,
@@ -343,6 +343,51 @@ def test_make_pool__what_is_absent_stays_absent():
     parent[0, 5:] = ABSENT
     pool = make_pool(sizes, parent, np.random.default_rng(0), local=True)
     assert (pool[:, 5:] == ABSENT).all()
+
+
+COSTS = np.array([0.0, 1.0, 2.0, 4.0])
+
+
+def cost_of(codes):
+    """A sum of costs over the choices; what is absent costs nothing."""
+    return np.where(codes == ABSENT, 0.0, COSTS[np.maximum(codes, 0)]).sum(axis=1)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 60))
+def test_saved_up__keeps_the_limit_and_what_is_fixed(seed, limit):
+    generator = np.random.default_rng(seed)
+    sizes = (4,) * 12
+    parents = generator.integers(sizes, size=(5, 12))
+    parents[:, 11] = ABSENT
+    choice, option = generator.integers(11), generator.integers(4)
+    points, fixed = with_option(parents, choice, option, generator)
+    found = saved_up(sizes, points, fixed, cost_of, limit, generator)
+    assert (cost_of(found) <= limit).all()
+    assert (found[:, choice] == option).all()
+    assert (found[:, 11] == ABSENT).all()
+
+
+def test_saved_up__reaches_what_random_points_do_not():
+    """The dearest option of one choice fits if nearly all others are the cheapest."""
+    generator = np.random.default_rng(0)
+    sizes = (4,) * 14
+    parents = np.ones((4, 14), dtype=np.intp)
+    limit = 8.0
+    drawn = generator.integers(sizes, size=(5_000, 14))
+    assert not (cost_of(drawn[drawn[:, 0] == 3]) <= limit).any()
+    points, fixed = with_option(parents, 0, 3, generator)
+    assert (cost_of(points) > limit).all()
+    found = saved_up(sizes, points, fixed, cost_of, limit, generator)
+    assert len(found) > 50
+    assert len(np.unique(found, axis=0)) > 40
+
+
+def test_edited__one_choice_of_each():
+    generator = np.random.default_rng(0)
+    parents = generator.integers((3,) * 9, size=(4, 9))
+    points, changed = edited((3,) * 9, parents, generator)
+    assert (changed.sum(axis=1) == 1).all()
+    assert ((points[:, None] != parents).sum(axis=2).min(axis=1) <= 1).all()
 
 
 def test_conditions__are_learned_from_points():

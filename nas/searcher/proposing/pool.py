@@ -3,7 +3,9 @@
 A large space cannot be searched whole for the largest expected improvement. Where it lies is known
 roughly: near the best points so far. The pool holds points one edit and two edits away from them,
 crossovers of two of them, and random points for the rest of the space. A second edit is applied
-whatever the first one led to: under a budget, single steps meet walls of infeasible points.
+whatever the first one led to: under a budget, single steps meet walls of infeasible points. Where
+two steps are not enough, such as from one input size to the next, the cost of one choice is saved
+on others until the point fits.
 
 Dimension letters: N points, P parents, C choices.
 """
@@ -11,18 +13,23 @@ Dimension letters: N points, P parents, C choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.searcher.proposing.encoding import ABSENT
 
-__all__ = ["Conditions", "make_pool"]
+__all__ = ["WHOLE", "Conditions", "edited", "make_pool", "saved_up", "with_option"]
 
 Codes = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 
-_WHOLE, _RANDOM, _ONE_EDIT, _TWO_EDITS, _CROSSED = 2000, 800, 600, 400, 200
+_SAVED_UP, _SAVINGS, _TRIES = 96, 12, 4
+_RANDOM, _ONE_EDIT, _TWO_EDITS, _CROSSED = 800, 600, 400, 200
+
+WHOLE = 2000
+"""A space of up to so many points is its own pool."""
 
 
 def make_pool(
@@ -39,7 +46,7 @@ def make_pool(
     Returns:
         (N, C) codes of options, in an order that depends on the points alone.
     """
-    if math.prod(sizes) <= _WHOLE:
+    if math.prod(sizes) <= WHOLE:
         grid = np.indices(tuple(sizes)).reshape(len(sizes), math.prod(sizes))
         return np.asarray(grid.T, dtype=np.intp)
     drawn = rng.integers(sizes, size=(_RANDOM, len(sizes)))
@@ -53,6 +60,73 @@ def make_pool(
         crossed = np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
         parts += [once, twice, crossed]
     return np.asarray(np.unique(np.concatenate(parts), axis=0), dtype=np.intp)
+
+
+def edited(sizes: Sequence[int], parents: Codes, rng: np.random.Generator) -> tuple[Codes, Mask]:
+    """Change one choice of parents to another option, the better parents more often.
+
+    Returns:
+        (N, C) points, and which choice of each was changed.
+    """
+    drawn = _resampled(parents, _SAVED_UP, rng)
+    points = _edited(sizes, drawn, rng)
+    return points, points != drawn
+
+
+def with_option(
+    parents: Codes, choice: int, option: int, rng: np.random.Generator
+) -> tuple[Codes, Mask]:
+    """Set one choice of parents, the better parents more often.
+
+    Returns:
+        (N, C) points, and which choice of each was set.
+    """
+    points = _resampled(parents, _SAVED_UP, rng)
+    points = points[points[:, choice] != ABSENT]
+    fixed = np.zeros(points.shape, dtype=bool)
+    points[:, choice], fixed[:, choice] = option, True
+    return points, fixed
+
+
+def saved_up(
+    sizes: Sequence[int],
+    points: Codes,
+    fixed: Mask,
+    cost: Callable[[Codes], NDArray[np.float64]],
+    limit: float,
+    rng: np.random.Generator,
+) -> Codes:
+    """Change choices of points until they cost no more than a limit.
+
+    In a space of many choices nearly no random point with the costliest option of the choice that
+    matters most keeps a tight budget, and none lies two edits away from the best that do. Each
+    saving is the best of a few random edits: greedy ones would end at the same few points.
+
+    Args:
+        sizes: how many options each of the C choices has.
+        points: (N, C) codes.
+        fixed: (N, C) choices that stay as they are.
+        cost: of points, (N,), in the unit of the limit.
+        limit: what a point may cost.
+        rng: draws.
+
+    Returns:
+        Those that came within the limit.
+    """
+    points, costs = points.copy(), cost(points)
+    for _ in range(_SAVINGS):
+        over = np.flatnonzero(costs > limit)
+        if over.size == 0:
+            break
+        before = np.repeat(points[over], _TRIES, axis=0)
+        stays = np.repeat(fixed[over], _TRIES, axis=0)
+        tries = np.where(stays, before, _edited(sizes, before, rng))
+        tried = cost(tries).reshape(-1, _TRIES)
+        best = np.arange(len(over)) * _TRIES + tried.argmin(axis=1)
+        saves = tried.min(axis=1) < costs[over]
+        points[over[saves]] = tries[best[saves]]
+        costs[over[saves]] = tried.min(axis=1)[saves]
+    return points[costs <= limit]
 
 
 def _neighbours(sizes: Sequence[int], parents: Codes) -> Codes:
