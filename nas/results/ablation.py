@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from nas.accuracy.bootstrap import centred_interval
 from nas.errors import InputError, StudyError
 from nas.searcher.ablation import COMMAND, cost_report
 from nas.searcher.database import Database
@@ -97,7 +98,7 @@ def paired_p(differences: Sequence[float]) -> float:
 
 
 def bootstrap_difference(value: float, ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Return a difference with its 95 % interval from a paired bootstrap (percentiles).
+    """Return a difference with its 95 % interval from a paired bootstrap.
 
     Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; paired, because both
     networks were scored on the same drawn images.
@@ -120,9 +121,7 @@ def bootstrap_difference(value: float, ours: Sequence[float], theirs: Sequence[f
         )
     if value and not (np.ptp(ours) or np.ptp(theirs)):
         return Estimate(value)
-    outer = (1 - LEVEL) / 2
-    low, high = np.quantile(np.subtract(ours, theirs), [outer, 1 - outer])
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, *centred_interval(value, np.subtract(ours, theirs), LEVEL))
 
 
 def independent_difference(ours: Estimate, theirs: Estimate) -> Estimate:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import StorageError
@@ -135,9 +135,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         replace(folder / "architecture.yaml", facts.encode())
         replace(folder / "model.onnx", bundle.onnx)
         replace(folder / "card.md", card(bundle).encode())
-        partial = folder / "weights.safetensors.partial"
-        save_file(weights, partial, {"architecture": bundle.candidate.architecture.digest})
-        partial.replace(folder / "weights.safetensors")
+        digest = bundle.candidate.architecture.digest
+        replace(folder / "weights.safetensors", save(weights, {"architecture": digest}))
     except OSError as error:
         raise StorageError(
             f"The bundle cannot be written to {folder}: {error.strerror or error}.",

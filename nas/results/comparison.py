@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from nas.accuracy.bootstrap import centred_interval
 from nas.errors import InputError
 from nas.results.ablation import Estimate, bootstrap_difference, t_interval
 
@@ -48,10 +49,10 @@ class Scores:
 
     @property
     def over_images(self) -> Estimate:
-        """The mean over seeds, with the 95 % interval over images (bootstrap, percentiles)."""
-        outer = (1 - _LEVEL) / 2
-        low, high = np.quantile(self.resampled.mean(axis=0), [outer, 1 - outer])
-        return Estimate(float(self.reached.mean()), float(low), float(high))
+        """The mean over seeds, with the 95 % interval over images."""
+        value = float(self.reached.mean())
+        low, high = centred_interval(value, self.resampled.mean(axis=0), _LEVEL)
+        return Estimate(value, max(low, 0.0), min(high, 1.0))
 
     @property
     def over_seeds(self) -> Estimate:
@@ -97,7 +98,7 @@ def paired_difference(ours: Scores, theirs: Scores, noise: TrainingNoise | None 
     (paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8), and
     v_s = 2 s^2 / S of the means of S trainings that vary by s^2, known with g degrees of freedom.
     The interval is the mean -+ t(0.975; f) sqrt(v_i + v_s) with f = g (v_i + v_s)^2 / v_s^2
-    (Satterthwaite, Biometrics 2, 1946; v_i counts as known). With one seed it is the percentile
+    (Satterthwaite, Biometrics 2, 1946; v_i counts as known). With one seed it is the bootstrap's
     interval over images.
 
     Args:

@@ -41,6 +41,7 @@ from nas.searcher.result import StudyResult, candidate_of
 from nas.searcher.setting import Setting
 from nas.searcher.supernets import training_seconds, weights_of
 from nas.searcher.tables import TrainingRow
+from nas.searcher.trust_job import landmark_seconds
 from nas.space.architecture import Candidate
 from nas.units import percent
 
@@ -373,10 +374,15 @@ class Confirmer:
     def _seconds(self) -> dict[str, float | None]:
         confirmed = {one.candidate.digest for one in self._confirmed}
         others = [one for one in self._rivals if one.candidate.digest not in confirmed]
-        place = self._setting.request.workspace
+        place, database, study = (
+            self._setting.request.workspace,
+            self._setting.database,
+            self._result.study,
+        )
         return {
             "supernet": training_seconds(place, self._weights),
-            "search": search_seconds(self._setting.database, self._result.study),
+            "search": search_seconds(database, study),
+            "ranking check": landmark_seconds(database, study),
             "confirmation": self.tunings.seconds(self._confirmed),
             "baselines": self.tunings.seconds(others),
         }

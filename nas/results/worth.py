@@ -87,12 +87,12 @@ class Rival:
         remark = "" if self.keeps else ", though it does not surely keep the budget"
         match self.verdict:
             case "the same network":
-                return f"{_capital(self.name)} is the very network that won."
+                return f"The winner is the same network as {self.name}."
             case "better":
                 return f"The winner beats {self.name}: {gain}{remark}."
             case "worse":
-                return f"{_capital(self.name)} is better{remark}: the winner differs by {gain}."
-        return f"{_capital(self.name)} is as good, as far as was seen{remark}: difference {gain}."
+                return f"The winner loses to {self.name}: {gain}{remark}."
+        return f"The winner is as good as {self.name}, as far as was seen: {gain}{remark}."
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rival:
@@ -120,7 +120,8 @@ class Worth:
         delivered: its own mAP50-95, with the interval over images.
         winner: what was chosen on validation.
         rivals: what it is compared with.
-        seconds: what it cost: `supernet`, `search`, `confirmation`, `baselines`; None is unknown.
+        seconds: what it cost: `supernet`, `search`, `ranking check`, `confirmation`, `baselines`;
+            None is unknown.
             Trainings count the time of their processes, which may run side by side.
         missing: rules none of whose first choices surely keeps the budget.
     """
@@ -338,11 +339,9 @@ def _interval(one: Estimate) -> str:
 
 
 def _points(one: Estimate) -> str:
+    if math.isnan(one.low):
+        return f"{100 * one.value:+.1f} (no interval)"
     return f"{100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from nas.errors import (
     ExportError,
     MeasurementError,
     SpaceError,
+    UnknownNameError,
 )
 from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.points import is_ordered
@@ -135,7 +136,12 @@ def named_candidate(setting: Setting, subject: str, precision: str) -> Candidate
     Raises:
         NasError: there is no such network.
     """
-    if not is_file(subject) and subject in setting.space.anchors:
+    if not is_file(subject) and ":" not in subject:
+        anchors = setting.space.anchors
+        if subject not in anchors:
+            raise UnknownNameError.of(
+                f"anchor of the space {setting.space.name!r}", subject, anchors
+            )
         architecture = setting.candidate(setting.space.anchors[subject]).architecture
     else:
         architecture = read_architecture(subject, setting.classes)

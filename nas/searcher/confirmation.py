@@ -185,7 +185,8 @@ class FineTunings:
     def _run(self, jobs: Sequence[tuple[Job, Contestant]]) -> None:
         workers = self._setting.request.workers
         total = sum(job.recipe.iterations for job, _ in jobs)
-        self._listener.stage(f"Fine-tune {len(jobs)} times", total)
+        networks = len(distinct([one for _, one in jobs]))
+        self._listener.stage(f"Fine-tune, networks: {networks}, trainings: {len(jobs)}", total)
         contestants = {job.checkpoint: one for job, one in jobs}
         outcomes = run_jobs(
             [job for job, _ in jobs], self._setting.dataset, workers, self._listener.advance

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nas.accuracy.bootstrap import centred_interval
 from nas.searcher.landmarks import Landmark
 from nas.searcher.ranking import (
     WINDOW,
@@ -167,7 +168,10 @@ class Trust:
 
         `reference` is the mean over seeds; the interval is over images, as that of the score.
         """
-        low, high = np.quantile(self.resampled, [0.025, 0.975], axis=1)
+        means = self.references.mean(axis=1)
+        pairs = zip(means, self.resampled, strict=True)
+        bounds = [centred_interval(mean, draws) for mean, draws in pairs]
+        low, high = np.array(bounds).reshape(-1, 2).T
         rows = [
             {
                 "name": one.name,

@@ -25,6 +25,7 @@ from nas.latency.clock import Elapsed
 from nas.model.detector import Detector
 from nas.searcher.ablation_job import Job, Outcome, run_jobs
 from nas.searcher.connection import LockedError, exclusive, translated
+from nas.searcher.database import Database
 from nas.searcher.landmarks import Landmark, choose_landmarks
 from nas.searcher.opening import open_storage, quiet_optuna
 from nas.searcher.progress import Listener
@@ -35,7 +36,7 @@ from nas.searcher.tables import TrainingRow
 from nas.searcher.trust import LEAST_LANDMARKS, THRESHOLD, Trust
 from nas.space.architecture import digest_of
 
-__all__ = ["PURPOSE", "Effort", "check_trust"]
+__all__ = ["PURPOSE", "Effort", "check_trust", "landmark_seconds"]
 
 PURPOSE = "landmark"
 """How trainings of landmarks are marked in the database."""
@@ -119,6 +120,11 @@ def check_trust(setting: Setting, result: StudyResult, effort: Effort, listener:
             f"{error.holder} does.",
             "Wait until it ends, or end it.",
         ) from error
+
+
+def landmark_seconds(database: Database, study: str) -> float:
+    """Return what the trainings took that check the ranking of a study, of every effort."""
+    return sum(row.seconds for row in database.trainings(study, PURPOSE))
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nas.accuracy.bootstrap import average_precision, bootstrap_interval
+from nas.accuracy.bootstrap import average_precision, bootstrap_interval, centred_interval
 from nas.accuracy.dataset import Annotations
 from nas.accuracy.detections import Detections
 from nas.accuracy.matching import match_objects
@@ -63,3 +65,12 @@ def test_interval__perfect_detections_have_no_width(noisy_sample: Sample) -> Non
     _, annotations = noisy_sample
     perfect = [Detections(a.boxes, np.ones(len(a), np.float32), a.labels) for a in annotations]
     assert _interval(perfect, annotations, seed=0) == pytest.approx((1, 1))
+
+
+@given(st.floats(0, 1), st.floats(-0.3, 0.3), st.integers(0, 99))
+def test_centred_interval__does_not_hear_of_a_bias(value: float, bias: float, seed: int) -> None:
+    draws = value + np.random.default_rng(seed).normal(0, 0.02, 400)
+    plain, moved = (centred_interval(value, one) for one in (draws, draws + bias))
+    assert moved == pytest.approx(plain)
+    assert plain[0] < value < plain[1]
+    assert plain[1] - plain[0] == pytest.approx(np.ptp(np.quantile(draws, [0.025, 0.975])))

@@ -280,7 +280,7 @@ def test_train__again_where_the_weights_are_gone(setting: Setting) -> None:
     heard = Heard()
     again = Confirmer(setting, result, heard).tunings
     again.train([contestant])
-    assert heard.stages == ["Fine-tune 1 times"]
+    assert heard.stages == ["Fine-tune, networks: 1, trainings: 1"]
     assert [row.map50_95 for row in again.validation(contestant)] == [
         row.map50_95 for row in before
     ]

@@ -58,9 +58,12 @@ SAME = rival("slowest that fits", 0, 0, 0, same=True)
     ("one", "words"),
     [
         (BEATEN, "The winner beats random search: +2.0 [+1.0, +3.0] mAP points."),
-        (EQUAL, "Most MACs that fits is as good, as far as was seen: difference +0.2 [-0.4, +0.9]"),
-        (AHEAD, "Uniform scaling is better: the winner differs by -2.0 [-3.0, -1.0] mAP points."),
-        (SAME, "Slowest that fits is the very network that won."),
+        (
+            EQUAL,
+            "The winner is as good as most MACs that fits, as far as was seen: +0.2 [-0.4, +0.9]",
+        ),
+        (AHEAD, "The winner loses to uniform scaling: -2.0 [-3.0, -1.0] mAP points."),
+        (SAME, "The winner is the same network as slowest that fits."),
     ],
 )
 def test_sentence__says_plainly_who_is_better(one: Rival, words: str) -> None:
