@@ -158,7 +158,8 @@ class _Round:
             rare = shares < _RARE * len(fitting) / sizes[choice]
             for option in np.flatnonzero(rare & (scored == 0) & (tried < _MOST_ATTEMPTS)):
                 points, fixed = with_option(parents, int(choice), int(option), self._rng)
-                if len(found := self._fresh(self._saved_up(points, fixed))):
+                limits = np.full(len(points), self._budget)
+                if len(found := self._fresh(self._saved_up(points, fixed, limits))):
                     return found
         return history.codes[:0]
 
@@ -173,8 +174,8 @@ class _Round:
         parents = self._parents()
         pool = make_pool(sizes, parents, self._rng, local=self._is_local)
         if len(parents) and self._saves:
-            further = self._saved_up(*edited(sizes, parents, self._rng))
-            pool = np.concatenate([pool, further])
+            points, fixed = edited(sizes, parents, self._rng)
+            pool = np.concatenate([pool, self._saved_up(points, fixed, self._limits(len(points)))])
         return self._fresh(pool)
 
     def _fresh(self, pool: _Codes) -> _Codes:
@@ -187,9 +188,16 @@ class _Round:
             return pool
         return np.asarray(pool[~self._history.repeats(pool, sizes)])
 
-    def _saved_up(self, points: _Codes, fixed: NDArray[np.bool_]) -> _Codes:
+    def _saved_up(self, points: _Codes, fixed: NDArray[np.bool_], limits: _Array) -> _Codes:
         sizes = self._choices.sizes
-        return saved_up(sizes, points, fixed, self._expected_latency, self._budget, self._rng)
+        return saved_up(sizes, points, fixed, self._expected_latency, limits, self._rng)
+
+    def _limits(self, count: int) -> _Array:
+        """Return what points are brought within: the budget, or any latency of the front's."""
+        if not self._whole_front:
+            return np.full(count, self._budget)
+        fastest = np.nanmin(self._known_latency)
+        return self._rng.uniform(min(fastest, self._budget), self._budget, count)
 
     @cached_property
     def _is_local(self) -> bool:

@@ -361,7 +361,7 @@ def test_saved_up__keeps_the_limit_and_what_is_fixed(seed, limit):
     parents[:, 11] = ABSENT
     choice, option = generator.integers(11), generator.integers(4)
     points, fixed = with_option(parents, choice, option, generator)
-    found = saved_up(sizes, points, fixed, cost_of, limit, generator)
+    found = saved_up(sizes, points, fixed, cost_of, np.full(len(points), limit), generator)
     assert (cost_of(found) <= limit).all()
     assert (found[:, choice] == option).all()
     assert (found[:, 11] == ABSENT).all()
@@ -377,7 +377,7 @@ def test_saved_up__reaches_what_random_points_do_not():
     assert not (cost_of(drawn[drawn[:, 0] == 3]) <= limit).any()
     points, fixed = with_option(parents, 0, 3, generator)
     assert (cost_of(points) > limit).all()
-    found = saved_up(sizes, points, fixed, cost_of, limit, generator)
+    found = saved_up(sizes, points, fixed, cost_of, np.full(len(points), limit), generator)
     assert len(found) > 15
     assert len(np.unique(found, axis=0)) > 15
 

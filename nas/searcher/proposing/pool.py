@@ -93,10 +93,10 @@ def saved_up(
     points: Codes,
     fixed: Mask,
     cost: Callable[[Codes], NDArray[np.float64]],
-    limit: float,
+    limits: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> Codes:
-    """Change choices of points until they cost no more than a limit.
+    """Change choices of points until they cost no more than their limits.
 
     In a space of many choices nearly no random point with the costliest option of the choice that
     matters most keeps a tight budget, and none lies two edits away from the best that do. Each
@@ -106,16 +106,16 @@ def saved_up(
         sizes: how many options each of the C choices has.
         points: (N, C) codes.
         fixed: (N, C) choices that stay as they are.
-        cost: of points, (N,), in the unit of the limit.
-        limit: what a point may cost.
+        cost: of points, (N,), in the unit of the limits.
+        limits: (N,) what each may cost.
         rng: draws.
 
     Returns:
-        Those that came within the limit.
+        Those that came within their limits.
     """
     points, costs = points.copy(), cost(points)
     for _ in range(_SAVINGS):
-        over = np.flatnonzero(costs > limit)
+        over = np.flatnonzero(costs > limits)
         if over.size == 0:
             break
         before = np.repeat(points[over], _TRIES, axis=0)
@@ -126,7 +126,7 @@ def saved_up(
         saves = tried.min(axis=1) < costs[over]
         points[over[saves]] = tries[best[saves]]
         costs[over[saves]] = tried.min(axis=1)[saves]
-    return points[costs <= limit]
+    return points[costs <= limits]
 
 
 def _neighbours(sizes: Sequence[int], parents: Codes) -> Codes:
