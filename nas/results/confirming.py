@@ -1,15 +1,16 @@
 """The winner is confirmed: fine-tuned, rebuilt, measured again, and compared with plain choices.
 
-    front and plain rules -> rebuilt and measured: keeps the budget? -> fine-tuned, several seeds
+    candidates and plain rules -> rebuilt, measured: keeps the budget? -> fine-tuned, several seeds
           -> the best on validation -> its trained engine rebuilt and measured: keeps the budget?
           -> test split, once -> beside the rivals, which went the same way
 
-What the plain rules take competes with the front: it is trained for the comparison anyway, and who
-ships the winner should not lose to a rule. Random search and the networks that a user names are
-compared, and never delivered. A candidate whose fresh builds may break the budget gives its place
-to the next one of the front, or of its rule, before training is spent on it and again afterwards.
-Of the winner's trainings, the one that is the best on validation is delivered; what is said about
-the winner beside its rivals is about all.
+The best of the front compete with the largest and the slowest candidate of the search, and with
+what the plain rules take, which is trained for the comparison anyway: who ships the winner should
+not lose to a rule. Random search and the networks that a user names are compared, and never
+delivered. A candidate whose fresh builds may break the budget gives its place to the next one of
+the front, or of its rule, before training is spent on it and again afterwards. Of the winner's
+trainings, the one that is the best on validation is delivered; what is said about the winner beside
+its rivals is about all.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from nas.results.ablation import Estimate
 from nas.results.bench import Bench
 from nas.results.comparison import Scores, TrainingNoise, paired_difference
 from nas.results.worth import Rival, Worth
-from nas.searcher.baselines import Rule, named_candidate, plain_rules, random_search
+from nas.searcher.baselines import Rule, Rules, named_candidate
 from nas.searcher.confirmation import Contestant, FineTunings, Start, distinct
 from nas.searcher.costs import search_seconds
 from nas.searcher.engines import TrainedGraph
@@ -185,14 +186,23 @@ class Confirmer:
 
     def _admit_all(self, front: _Queue, *, compared: bool) -> None:
         """Admit those of the front, and whom the winner shall be compared with."""
-        rules = self._plain() if compared else []
-        random = self._random() if compared else []
-        self._admit([front, *rules, *random])
+        if not compared:
+            self._admit([front])
+            return
+        wanted = self._setting.request.confirmation.baselines
+        known = Rules(self._setting, self._result, self._judge, self._listener)
+        plain = [] if wanted == "none" else known.plain()
+        random = known.random_search() if wanted == "all" else None
+        rules = [_Queue(rule.name, self._tried(rule), 1) for rule in plain]
+        others = [_Queue(random.name, self._tried(random), 1)] if random else []
+        largest = self._largest()
+        self._admit([front, *largest, *rules, *others])
+        front.admitted += [one for queue in largest for one in queue.admitted]
         self._rules = [one for queue in rules for one in queue.admitted]
-        self._others = [one for queue in random for one in queue.admitted]
-        self._missing = tuple(one.name for one in (*rules, *random) if not one.admitted)
+        self._others = [one for queue in others for one in queue.admitted]
+        self._missing = tuple(one.name for one in (*rules, *others) if not one.admitted)
         entrants = [*front.admitted, *self._rules]
-        if compared and entrants:
+        if entrants:
             self._others += self._named(entrants[0].candidate.precision)
 
     def _contestants(self, rows: Sequence[pd.Series]) -> Iterator[Contestant]:
@@ -201,20 +211,17 @@ class Confirmer:
             candidate = candidate_of(row, self._setting.database)
             yield Contestant(f"trial {trial}", candidate, trial, self._usual_start)
 
-    def _plain(self) -> list[_Queue]:
-        if self._setting.request.confirmation.baselines == "none":
-            return []
-        rules = plain_rules(self._setting, self._result, self._judge)
-        return [_Queue(rule.name, self._tried(rule), 1) for rule in rules]
+    def _largest(self) -> list[_Queue]:
+        """Return the largest and the slowest candidates of the search, whatever their scores.
 
-    def _random(self) -> list[_Queue]:
-        if self._setting.request.confirmation.baselines != "all":
-            return []
-        if self._judge is None:
-            self._listener.say("Random search needs a supernet, or costs as much as a search.")
-            return []
-        rule = random_search(self._setting, self._result, self._judge, self._listener)
-        return [_Queue(rule.name, self._tried(rule), 1)]
+        Scores of the best lie within each other's noise, and size decides among equals.
+        """
+        queues = []
+        for column in ("macs", "latency_ms"):
+            table = self._result.scored.sort_values(column, ascending=False, kind="stable")
+            rows = [row for _, row in table.head(_MOST_TRIED).iterrows()]
+            queues.append(_Queue(column, self._contestants(rows), 1))
+        return queues
 
     def _tried(self, rule: Rule) -> Iterator[Contestant]:
         for candidate in itertools.islice(rule.choices, _MOST_TRIED):

@@ -3,22 +3,25 @@
 Each rule yields candidates that keep the budget as far as is known, its first choice first; whoever
 measures anew takes the first that holds.
 
-* **Most MACs that fits**, and the **slowest that fits**: the largest of the study's candidates.
+* **Most MACs that fits**: the largest of as many random candidates within the budget as the search
+  scored. It costs latencies alone. The largest candidate *of the search* would be no plain choice:
+  accuracies led there.
 * **Uniform scaling**: one factor moves all sizes of the space together, from the smallest to the
   largest network, and the largest level that fits is taken. Kinds, such as the block or the
   attention, cannot be scaled: they are those of the largest or of the smallest network, whichever
   of the two has the better search score. So it is a stronger rival than either alone.
-* **Random search**: the best search score among as many random candidates as the search evaluated.
+* **Random search**: the best search score among these random candidates.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from nas.errors import (
     ArchitectureError,
@@ -28,10 +31,11 @@ from nas.errors import (
     SpaceError,
     UnknownNameError,
 )
+from nas.model.detector import profile
 from nas.searcher.evaluation import AccuracyJudge
 from nas.searcher.points import is_ordered
 from nas.searcher.progress import Listener
-from nas.searcher.result import StudyResult, candidate_of
+from nas.searcher.result import StudyResult
 from nas.searcher.setting import Setting
 from nas.space.architecture import Architecture, Candidate
 from nas.space.space import Point, SearchSpace
@@ -40,10 +44,9 @@ from nas.space.subject import is_file, read_architecture
 
 __all__ = [
     "Rule",
+    "Rules",
     "check_named",
     "named_candidate",
-    "plain_rules",
-    "random_search",
     "scaling_ladder",
 ]
 
@@ -67,40 +70,71 @@ class Rule:
     choices: Iterator[Candidate]
 
 
-def plain_rules(setting: Setting, result: StudyResult, judge: AccuracyJudge | None) -> list[Rule]:
-    """Return the rules that need no evaluations of their own, apart from two for the scaling.
+class Rules:
+    """The rules of one study; what they share is drawn once.
 
-    Without a judge, which shares the weights of a supernet, the scaling is that of the largest.
+    Args:
+        setting: of the search.
+        result: the study.
+        judge: shares the weights of a supernet; without it the scaling is that of the largest
+            kinds, and there is no random search.
+        listener: hears how it goes.
     """
-    return [
-        Rule("most MACs that fits", _largest(setting, result, "macs")),
-        Rule("slowest that fits", _largest(setting, result, "latency_ms")),
-        Rule("uniform scaling", _uniform(setting, result, judge)),
-    ]
 
+    def __init__(
+        self,
+        setting: Setting,
+        result: StudyResult,
+        judge: AccuracyJudge | None,
+        listener: Listener,
+    ) -> None:
+        self._setting = setting
+        self._result = result
+        self._judge = judge
+        self._listener = listener
 
-def random_search(
-    setting: Setting, result: StudyResult, judge: AccuracyJudge, listener: Listener
-) -> Rule:
-    """Draw as many candidates as the study evaluated, score them all, and order them by score.
+    def plain(self) -> list[Rule]:
+        """Return the rules that need no accuracy, apart from two for the scaling."""
+        by_macs = sorted(self._drawn, key=_macs, reverse=True)
+        return [
+            Rule("most MACs that fits", iter(by_macs)),
+            Rule("uniform scaling", _uniform(self._setting, self._result, self._judge)),
+        ]
 
-    They are drawn until they keep the budget, which costs the search no accuracy evaluation either,
-    and scored with the same shared weights; everything is stored, so it is done once.
-    """
-    wanted = int(result.evaluations["state"].eq("complete").sum())
-    listener.stage("Random search", wanted)
-    scored: list[tuple[float, Candidate]] = []
-    for candidate in _random(setting, _MOST_DRAWN * wanted):
-        try:
-            if fits(setting, candidate):
-                scored.append((_score(setting, result, judge, candidate), candidate))
-        except _UNUSABLE as error:
-            listener.say(f"A random candidate could not be judged: {error}", warning=True)
-        listener.advance(len(scored))
-        if len(scored) >= wanted:
-            break
-    scored.sort(key=lambda one: one[0], reverse=True)
-    return Rule("random search", (candidate for _, candidate in scored))
+    def random_search(self) -> Rule | None:
+        """Score what was drawn with the shared weights, and order it; None if nothing is shared.
+
+        Everything is stored, so it is done once.
+        """
+        if self._judge is None:
+            self._listener.say("Random search needs a supernet, or costs as much as a search.")
+            return None
+        self._listener.stage("Random search", len(self._drawn))
+        scored: list[tuple[float, Candidate]] = []
+        for done, candidate in enumerate(self._drawn, 1):
+            try:
+                found = _score(self._setting, self._result, self._judge, candidate)
+                scored.append((found, candidate))
+            except _UNUSABLE as error:
+                self._listener.say(f"A random candidate has no score: {error}", warning=True)
+            self._listener.advance(done)
+        scored.sort(key=lambda one: one[0], reverse=True)
+        return Rule("random search", (candidate for _, candidate in scored))
+
+    @cached_property
+    def _drawn(self) -> list[Candidate]:
+        """As many distinct random candidates within every bound as the study scored."""
+        wanted = int(self._result.evaluations["state"].eq("complete").sum())
+        self._listener.stage("Draw candidates that fit", wanted)
+        found: list[Candidate] = []
+        for candidate in _random(self._setting, _MOST_DRAWN * wanted):
+            with suppress(*_UNUSABLE):  # it does not run here
+                if fits(self._setting, candidate):
+                    found.append(candidate)
+                    self._listener.advance(len(found))
+            if len(found) == wanted:
+                break
+        return found
 
 
 def scaling_ladder(space: SearchSpace, kinds: str) -> list[Point]:
@@ -173,14 +207,8 @@ def fits(setting: Setting, candidate: Candidate) -> bool:
     return budget.admits(setting.latency(candidate, budget).ms)
 
 
-def _largest(setting: Setting, result: StudyResult, column: str) -> Iterator[Candidate]:
-    table = result.scored.sort_values(column, ascending=False, kind="stable")
-    return _candidates(setting, table)
-
-
-def _candidates(setting: Setting, table: pd.DataFrame) -> Iterator[Candidate]:
-    for _, row in table.iterrows():
-        yield candidate_of(row, setting.database)
+def _macs(candidate: Candidate) -> int:
+    return profile(candidate.architecture).macs
 
 
 def _uniform(

@@ -42,7 +42,8 @@ Baselines = Literal["cheap", "all", "none"]
 DEFAULT_WORKSPACE = Path("studies")
 _EVALUATIONS, _QUICK_EVALUATIONS = 60, 8
 _SEEDS, _QUICK_SEEDS = 2, 1
-_RULES: Mapping[Baselines, int] = {"cheap": 3, "all": 4, "none": 0}
+_RULES: Mapping[Baselines, int] = {"cheap": 2, "all": 3, "none": 0}
+_LARGEST = 2  # candidates of the search: with the most MACs, and the slowest
 _MOST_JOBS = 4  # each holds the data and a network in memory
 
 
@@ -104,7 +105,8 @@ class Confirmation:
     """How winners are confirmed before they are delivered.
 
     Attributes:
-        candidates: of the front that are fine-tuned, beside what the plain rules take.
+        candidates: of the front that are fine-tuned, beside the largest and the slowest candidate
+            of the search and what the plain rules take.
         seeds: fine-tunings of each network; None takes 2, or 1 if the search is quick or trains
             every candidate on its own.
         baselines: what the winner is compared with.
@@ -133,7 +135,7 @@ class Confirmation:
     @property
     def networks(self) -> int:
         """The most networks that are fine-tuned: several may be one."""
-        return self.candidates + _RULES[self.baselines] + len(self.against)
+        return self.candidates + _LARGEST + _RULES[self.baselines] + len(self.against)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
