@@ -307,10 +307,18 @@ class _Round:
 
     def _expected_latency(self, codes: _Codes) -> _Array:
         """Return what points may take, (N,) in ms; 0 as long as nothing is known."""
-        n = len(self._history.codes)
-        everything = np.concatenate([self._history.codes, codes])
-        features = encode(everything, self._choices.options, self._figures(everything))
-        return self._latency(features[:n], features[n:], codes)[0]
+        if self._question.latency is not None:
+            return self._computed(codes)
+        limit = self._latency_limit
+        features = encode(codes, self._choices.options)
+        return np.zeros(len(codes)) if limit is None else limit.median(features)
+
+    @cached_property
+    def _latency_limit(self) -> Limit | None:
+        """Learn latencies from the choices alone: it is asked for many times in a round."""
+        features = encode(self._history.codes, self._choices.options)
+        name = "latency" if self._question.figures is None else "latency of choices"
+        return self._limit(name, features, self._known_latency)
 
     def _constraints(self, tried: _Array, pool: _Array) -> _Array:
         """Return the probability, (N,), that all constraints but the budget's are kept."""

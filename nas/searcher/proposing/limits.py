@@ -38,6 +38,11 @@ class Limit:
         """Find hyperparameters, without a process that has seen all that they are found in."""
         return Hyperparameters.of(features, _scaled(figures)[1], _SLOPES)
 
+    def median(self, features: Array) -> Array:
+        """Predict figures, (N,), in the unit of the observed: the first of `judge`, for less."""
+        values = self._mean + self._spread * self._process.mean(features)
+        return np.exp(values) if self._is_log else values
+
     def judge(self, features: Array, bound: float) -> tuple[Array, Array]:
         """Predict figures, and how probably they keep the bound.
 
