@@ -125,7 +125,7 @@ def test_search__int8_delivers_the_graph_that_was_measured_and_scored(tmp_path: 
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
     facts = yaml.safe_load((found.folder / "architecture.yaml").read_text())
     assert all(one["agreement"]["images"] > 0 for one in facts["accuracy"])
-    assert (found.front["compared_with"] == "onnxruntime fp32").all()
+    assert (found.front["compared_with"] == "torch fp32").all()
     latency = nas.measure(found.folder / "model.onnx", precision="int8").latency
     assert latency.environment.precision == "int8"
     with pytest.raises(EngineError, match="fp32"):

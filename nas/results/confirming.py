@@ -214,8 +214,11 @@ class Confirmer:
     def _largest(self) -> list[_Queue]:
         """Return the largest and the slowest candidates of the search, whatever their scores.
 
-        Scores of the best lie within each other's noise, and size decides among equals.
+        Scores of the best lie within each other's noise, and size decides among equals. A quick
+        search, which tries things out, does without.
         """
+        if self._setting.request.quick:
+            return []
         queues = []
         for column in ("macs", "latency_ms"):
             table = self._result.scored.sort_values(column, ascending=False, kind="stable")

@@ -146,7 +146,7 @@ def test_load__same_image_in_two_splits_is_said(layout: str, shapes: Load) -> No
     def leak(root: Path) -> None:
         shutil.copy(next(root.rglob("train_0.png")), next(root.rglob("val_0.png")))
 
-    assert "1 images are in more than one split" in str(shapes(layout, leak).report)
+    assert "1 image is in more than one split" in str(shapes(layout, leak).report)
 
 
 def _truncate(root: Path) -> None:
