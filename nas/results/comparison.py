@@ -18,11 +18,9 @@ from scipy import stats
 
 from nas.accuracy.bootstrap import centred_interval
 from nas.errors import InputError
-from nas.results.ablation import Estimate, bootstrap_difference, t_interval
+from nas.results.ablation import LEVEL, Estimate, bootstrap_difference, t_interval
 
 __all__ = ["Scores", "TrainingNoise", "paired_difference"]
-
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,7 @@ class Scores:
     def over_images(self) -> Estimate:
         """The mean over seeds, with the 95 % interval over images."""
         value = float(self.reached.mean())
-        low, high = centred_interval(value, self.resampled.mean(axis=0), _LEVEL)
+        low, high = centred_interval(value, self.resampled.mean(axis=0), LEVEL)
         return Estimate(value, max(low, 0.0), min(high, 1.0))
 
     @property
@@ -122,5 +120,5 @@ def paired_difference(ours: Scores, theirs: Scores, noise: TrainingNoise | None 
     images = float(np.var((ours.resampled - theirs.resampled).mean(axis=0), ddof=1))
     training = 2 * noise.variance / seeds
     freedom = noise.freedom * (images + training) ** 2 / training**2 if training else math.inf
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * math.sqrt(images + training)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(images + training)
     return Estimate(value, value - half, value + half)

@@ -300,7 +300,8 @@ class _Round:
         if self._question.latency is not None:
             latency_ms = self._computed(codes)
             return latency_ms, (latency_ms <= self._budget).astype(np.float64)
-        limit = self._limit("latency", tried, self._known_latency)
+        plain = self._question.figures is None  # then the features are the choices alone
+        limit = self._latency_limit if plain else self._limit("latency", tried, self._known_latency)
         if limit is None:
             return np.zeros(len(pool)), np.ones(len(pool))
         return limit.judge(pool, self._budget)
