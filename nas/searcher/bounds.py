@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 from nas.errors import InputError
@@ -21,7 +22,12 @@ __all__ = ["Bounds", "amount_text", "figures_of", "kept_elements", "parse_amount
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _AMOUNT = re.compile(r"(?P<value>[0-9]*\.?[0-9]+)(?P<unit>[kKMGT]?)B?")
-_UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+# Decimal: 1.001 * 1e3 is less than 1001 in binary, and would refuse what the text admits.
+_UNITS = {
+    unit: Decimal(10) ** power
+    for unit, power in {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12}.items()
+}
+_FOUR_DIGITS = Context(prec=4, rounding=ROUND_CEILING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +121,9 @@ def kept_elements(architecture: Architecture) -> int:
 
 def amount_text(amount: float) -> str:
     """Format an amount for `parse_amount`, such as `"142.2k"`, rounded up to four digits."""
-    digits = 10.0 ** (math.floor(math.log10(amount)) - 3)
-    rounded = amount if amount < _UNITS["k"] else math.ceil(amount / digits) * digits
+    rounded = _FOUR_DIGITS.create_decimal_from_float(amount)
     unit = next((unit for unit in "TGMk" if rounded >= _UNITS[unit]), "")
-    return f"{rounded / _UNITS[unit]:.4g}{unit}"
+    return f"{(rounded / _UNITS[unit]).normalize():f}{unit}"
 
 
 def parse_amount(text: Any) -> float:
@@ -133,4 +138,4 @@ def parse_amount(text: Any) -> float:
             f"An amount is a number with k, M, G or T, got {text!r}.",
             "Write it without a space, such as 5M, 1.5G or 10MB.",
         )
-    return float(match["value"]) * _UNITS[match["unit"]]
+    return float(Decimal(match["value"]) * _UNITS[match["unit"]])
