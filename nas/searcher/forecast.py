@@ -164,6 +164,8 @@ def stages_after_training(
     stages = [_candidates(request, costs, validation)]
     if request.checks_ranking:
         stages.append(_landmarks(request, costs, validation))
+    if request.confirmation.baselines != "none":
+        stages.append(_plain_rules(request, costs, validation))
     if request.confirmation.baselines == "all" and request.accuracy != "training":
         stages.append(_random_search(request, costs, validation))
     stages.append(_builds(request, costs))
@@ -223,10 +225,22 @@ def _landmarks(request: Request, costs: UnitCosts, images: int) -> Stage:
     return Stage("Check the ranking", seconds, note)
 
 
+def _plain_rules(request: Request, costs: UnitCosts, images: int) -> Stage:
+    """Most MACs is sought among as many random candidates as are scored, whatever else is compared.
+
+    Scores choose between the scaling of the smallest and of the largest network, where candidates
+    share weights.
+    """
+    scalings, scored = (1, 0) if request.accuracy == "training" else (2, 2)
+    seconds = (request.wanted + scalings) * costs.measurement + scored * costs.scoring(images)
+    note = f"at most {request.wanted} random candidates measured, and {scalings} scaled"
+    return Stage("Follow plain rules", seconds, note)
+
+
 def _random_search(request: Request, costs: UnitCosts, images: int) -> Stage:
-    each = costs.measurement + costs.scoring(images)
-    note = f"{request.wanted} candidates to compare with"
-    return Stage("Search at random", request.wanted * each, note)
+    """What is scored has been drawn and measured for the plain rules."""
+    note = f"at most {request.wanted} candidates scored, to compare with"
+    return Stage("Search at random", request.wanted * costs.scoring(images), note)
 
 
 def _builds(request: Request, costs: UnitCosts) -> Stage:

@@ -69,6 +69,7 @@ def test_forecast__says_what_will_be_done_and_stores_nothing(space: str, tmp_pat
         "Train the supernet",
         "Score candidates",
         "Check the ranking",
+        "Follow plain rules",
         "Measure fresh builds",
         "Fine-tune networks",
     ]
@@ -172,10 +173,23 @@ def test_stages__a_named_network_may_be_trained_wholly(dataset: Dataset) -> None
     assert added == 2 * (steps * 2.0 + 2.0 + 1.5)
 
 
-def test_stages__random_search_scores_as_many(dataset: Dataset) -> None:
+@pytest.mark.parametrize("baselines", ["cheap", "all"])
+def test_stages__plain_rules_draw_as_many_as_are_scored(dataset: Dataset, baselines: str) -> None:
+    stage = counted(dataset, baselines=baselines, evaluations=10)["Follow plain rules"]
+    assert stage.seconds == (10 + 2) * 3.0 + 2 * 2.0  # two scalings, and a score of each
+    assert "Follow plain rules" not in counted(dataset, baselines="none")
+
+
+def test_stages__plain_rules_need_no_score_where_nothing_is_shared(dataset: Dataset) -> None:
+    stages = counted(dataset, baselines="all", accuracy="training", evaluations=10)
+    assert stages["Follow plain rules"].seconds == (10 + 1) * 3.0
+    assert "Search at random" not in stages
+
+
+def test_stages__random_search_scores_what_plain_rules_drew(dataset: Dataset) -> None:
     assert "Search at random" not in counted(dataset)
     stage = counted(dataset, baselines="all", evaluations=10)["Search at random"]
-    assert stage.seconds == 10 * (3.0 + 2.0)
+    assert stage.seconds == 10 * 2.0
 
 
 def test_resume__with_another_recipe_is_refused(
