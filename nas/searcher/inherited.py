@@ -22,15 +22,14 @@ from nas.model.detector import Detector
 from nas.model.supernet import Supernet, recalibrate, taking_statistics
 from nas.space.architecture import Architecture, digest_of
 
-__all__ = ["InheritedDetectors", "recalibration_images"]
+__all__ = ["MOST_EARLY_BYTES", "InheritedDetectors", "recalibration_images"]
 
 # 8 of them rank as well as 32 within error, in a quarter of the time (docs/LOG.md).
 RECALIBRATION_BATCHES = 8
 RECALIBRATION_BATCH_SIZE = 32
 
-
-# The stem and P2 take a third of the time, and a space has few of them (docs/LOG.md).
-_MOST_EARLY_BYTES = 2**28
+MOST_EARLY_BYTES = 2**28
+"""Of features that are kept: stem and P2 take a third of the time, and a space has few of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ class InheritedDetectors:
     def _recalibrate(self, detector: Detector) -> None:
         """As `recalibrate`, but what several candidates begin with is computed once."""
         architecture = detector.architecture
-        if _early_bytes(architecture) > _MOST_EARLY_BYTES:
+        if _early_bytes(architecture) > MOST_EARLY_BYTES:
             recalibrate(detector, recalibration_images(self._split, architecture))
             return
         early = nn.ModuleList([detector.backbone.stem, detector.backbone.P2])
@@ -108,15 +107,20 @@ class InheritedDetectors:
         key = what.input, what.activation, what.stem, what.backbone.P2
         known = self._early.pop(key, None)
         if known is None:
+            size = _early_bytes(what)
+            while self._early and self._kept_bytes + size > MOST_EARLY_BYTES:
+                self._early.popitem(last=False)  # before anything takes its place
             with taking_statistics(early):
                 images = recalibration_images(self._split, what)
                 features = [detector.backbone.early(batch) for batch in images]
             statistics = {name: one.clone() for name, one in _statistics(early).items()}
-            known = _Early(features, statistics, _early_bytes(what))
+            known = _Early(features, statistics, size)
         self._early[key] = known  # as the latest
-        while sum(one.size for one in self._early.values()) > _MOST_EARLY_BYTES:
-            self._early.popitem(last=False)
         return known
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(one.size for one in self._early.values())
 
     def path(self, architecture: Architecture) -> Path | None:
         """Where the statistics of a candidate are kept, or would be."""

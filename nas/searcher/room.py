@@ -57,6 +57,7 @@ class Planned:
         processes: that share the batch on this machine.
         iterations: steps in all; None takes the recipe's.
         copies: of the weights, where input sizes go on apart in the end.
+        kept_later: most bytes in main memory that the process keeps in what follows.
     """
 
     largest: Steps
@@ -68,6 +69,7 @@ class Planned:
     processes: int = 1
     iterations: int | None = None
     copies: int = 1
+    kept_later: int = 0
 
     def probe(self, images: int, **changes: Any) -> tuple[Split, Recipe]:
         """Return a few images, and the recipe for one step with all of them, with changes.
@@ -105,8 +107,8 @@ class Room:
     """What a training needs of the machine.
 
     Attributes:
-        memory: peak of the process that trains, or of all on this machine; of the GPU, if it is
-            one that computes.
+        memory: peak of the process that trains, or of all on this machine, and of what it keeps
+            later; of the GPU, if it is one that computes.
         disk: checkpoints, the weights in the end, and resized images.
         checkpoint: bytes of one checkpoint.
         resized: bytes of resized images on disk that are not there yet.
@@ -167,7 +169,10 @@ def room_for(planned: Planned, folder: Path) -> Room:
     held, resized = _resized(planned)
     # What a checkpoint holds is in memory, too: for each copy but the one that was tried.
     network = several + each * max(part - few, 0) + (planned.copies - 1) * checkpoint
-    needed = planned.processes * (round(network) + (held if planned.device.type == "cpu" else 0))
+    needed = planned.processes * round(network)
+    if planned.device.type == "cpu":
+        # What a training has held may not be given back before that is needed.
+        needed += planned.processes * held + planned.kept_later
     disk = (_CHECKPOINTS + 1) * checkpoint * planned.copies + resized
     free = shutil.disk_usage(folder).free
     memory = Need(needed, _free_memory(planned.device))

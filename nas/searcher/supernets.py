@@ -25,6 +25,7 @@ from nas.files import write_text
 from nas.latency.clock import Elapsed
 from nas.model.detector import profile
 from nas.model.supernet import Supernet
+from nas.searcher.inherited import MOST_EARLY_BYTES
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request, Workspace
 from nas.searcher.room import Hear, Planned, Steps, require_room
@@ -212,6 +213,7 @@ def planned_supernet(space: SearchSpace, dataset: Dataset, recipe: Recipe) -> Pl
         part.processes.count,
         iterations=recipe.supernet_iterations,
         copies=1 if apart is None else len(sizes),
+        kept_later=MOST_EARLY_BYTES,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +60,7 @@ def test_inherited_detectors__equal_beginnings_change_no_bit(
     supernet: Supernet, split: Split, monkeypatch: pytest.MonkeyPatch, most_bytes: int
 ) -> None:
     """Whether all beginnings are kept, one at a time, or none."""
-    monkeypatch.setattr("nas.searcher.inherited._MOST_EARLY_BYTES", most_bytes)
+    monkeypatch.setattr("nas.searcher.inherited.MOST_EARLY_BYTES", most_bytes)
     blocks, depths = ("c2f", "qarepvgg_csp", "c2f"), (1, 1, 2)
     points = [
         {**SPACE.anchors["min"], "p2_block": block, "p4_depth": depth}
@@ -71,6 +73,29 @@ def test_inherited_detectors__equal_beginnings_change_no_bit(
         buffers = zip(made.state_dict().values(), alone.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in buffers)
         assert made.training == alone.training
+
+
+def test_inherited_detectors__beginnings_never_hold_more_than_they_may(
+    supernet: Supernet, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while another one is computed, for which the oldest make place."""
+    points = [{**SPACE.anchors["min"], "p2_block": block} for block in ("c2f", "qarepvgg_csp")]
+    architectures = [SPACE.candidate(point, 10).architecture for point in points]
+    made = InheritedDetectors(supernet, "w", split)
+    made(architectures[0])
+    one = made._kept_bytes
+    monkeypatch.setattr("nas.searcher.inherited.MOST_EARLY_BYTES", one)
+    kept: list[int] = []
+
+    def images(*args: Any) -> Iterator[torch.Tensor]:
+        kept.append(made._kept_bytes)
+        return recalibration_images(*args)
+
+    monkeypatch.setattr("nas.searcher.inherited.recalibration_images", images)
+    for architecture in architectures:
+        made(architecture)
+    assert kept == [0]
+    assert made._kept_bytes == one > 0
 
 
 def test_inherited_detectors__reads_what_it_kept(

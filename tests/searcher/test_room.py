@@ -13,7 +13,9 @@ from nas.accuracy.recipe import Recipe
 from nas.errors import InputError, StorageError
 from nas.model.detector import Detector
 from nas.searcher import room
+from nas.searcher.inherited import MOST_EARLY_BYTES
 from nas.searcher.room import Need, Planned, require_room, room_for
+from nas.searcher.supernets import planned_supernet
 from nas.searcher.team import planned_detector
 from nas.space.architecture import Architecture
 from nas.space.space import load_space
@@ -97,6 +99,20 @@ def test_room__several_processes_need_as_much_each(
     one = room_for(planned(), tmp_path)
     two = room_for(dataclasses.replace(planned(), processes=2), tmp_path)
     assert two.memory.needed > 1.5 * one.memory.needed
+
+
+def test_require_room__what_is_kept_later_must_fit_too(
+    planned: Callable[..., Planned], tmp_path: Path
+) -> None:
+    more = dataclasses.replace(planned(), kept_later=2**50, processes=2)
+    assert 0 < room_for(more, tmp_path).memory.needed - 2**50 < 2**40  # once, not by each process
+    with pytest.raises(InputError, match="must fit into memory"):
+        require_room(more, tmp_path)
+
+
+def test_room__beginnings_of_candidates_count_for_a_supernet(dataset: Dataset) -> None:
+    space = load_space("digits")
+    assert planned_supernet(space, dataset, RECIPE).kept_later == MOST_EARLY_BYTES
 
 
 def test_need__unknown_is_no_reason_to_refuse() -> None:
