@@ -117,7 +117,7 @@ class AutoNACSampler(BaseSampler):
             n_trials=n_trials,
         )
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self._memory = Memory()
+        self._memory: Memory | None = None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -142,13 +142,13 @@ class AutoNACSampler(BaseSampler):
             or search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys()
         ):
             return {}
-        question, choices = self._of(study), Choices(search_space)
+        question, memory = self._of(study), self._remembered(study, search_space)
         for attempt in range(_MOST_CLAIMS):
             others = _others(study, trial)
             known = {one.number: params_of(one) for one in others}
-            history = History.of(study, others, choices)
+            history = History.of(study, others, memory.choices, memory.codes)
             rng = np.random.default_rng([self._seed, trial.number, attempt])
-            params = next_point(question, choices, history, self._memory, rng)
+            params = next_point(question, history, memory, rng)
             text = json.dumps(params)
             # As Optuna's own samplers do: nothing public lets a sampler store anything.
             study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, text)  # noqa: SLF001
@@ -167,9 +167,9 @@ class AutoNACSampler(BaseSampler):
         space = choices_of(trials) if self._space is None else self._space
         if not space:
             return None
-        choices = Choices(space)
-        history = History.of(study, trials, choices)
-        row = expected_best(self._of(study), choices, history)
+        memory = self._remembered(study, space)
+        history = History.of(study, trials, memory.choices, memory.codes)
+        row = expected_best(self._of(study), history, memory)
         return None if row is None else study.trials[int(history.numbers[row])]
 
     def sample_independent(
@@ -193,6 +193,17 @@ class AutoNACSampler(BaseSampler):
 
     def reseed_rng(self) -> None:
         """Do nothing: draws depend on the number of the trial, which no two workers share."""
+
+    def _remembered(self, study: Study, space: Mapping[str, BaseDistribution]) -> Memory:
+        """Return the memory of a study and a space; others are forgotten."""
+        memory = self._memory
+        if (
+            memory is None
+            or memory.study != study.study_name
+            or memory.choices.distributions != space
+        ):
+            memory = self._memory = Memory(study.study_name, Choices(space))
+        return memory
 
     def _of(self, study: Study) -> Question:
         directions = study.directions

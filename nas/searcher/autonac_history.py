@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.searcher.proposing import ABSENT
+from nas.searcher.proposing import ABSENT, Encoding
 
 __all__ = [
     "PROPOSAL",
@@ -60,6 +60,11 @@ class Choices:
             {_key(value): position for position, value in enumerate(values)}
             for values in self.options
         ]
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Points as features of a surrogate."""
+        return Encoding(self.options)
 
     def encode(self, params: Params) -> tuple[int, ...]:
         """Return the position of every parameter's value; `ABSENT` if it has none in the list."""
@@ -131,14 +136,23 @@ class History:
     constraints: dict[str, _Array]
 
     @classmethod
-    def of(cls, study: Study, trials: Iterable[FrozenTrial], choices: Choices) -> History:
-        """Read trials; of several with one point, the one that says most counts."""
+    def of(
+        cls,
+        study: Study,
+        trials: Iterable[FrozenTrial],
+        choices: Choices,
+        known: dict[int, tuple[int, ...]] | None = None,
+    ) -> History:
+        """Read trials; of several with one point, the one that says most counts.
+
+        `known` remembers the points of trials that have finished, by their numbers.
+        """
+        known = {} if known is None else known
         told: dict[tuple[int, ...], FrozenTrial] = {}
         for trial in trials:
-            params = params_of(trial)
-            if not params and not trial.state.is_finished():
-                params = counted(trial.number, choices.distributions)
-            codes = choices.encode(params)
+            codes = known.get(trial.number) or _codes(trial, choices)
+            if trial.state.is_finished():
+                known[trial.number] = codes
             if set(codes) == {ABSENT}:
                 continue  # it ended before it was anything
             before = told.get(codes)
@@ -177,6 +191,13 @@ class History:
             agreements = _one_hot(points, sizes) @ _one_hot(partial, sizes).T
             repeated |= (agreements >= made[~whole].sum(axis=1)).any(axis=1)
         return repeated
+
+
+def _codes(trial: FrozenTrial, choices: Choices) -> tuple[int, ...]:
+    params = params_of(trial)
+    if not params and not trial.state.is_finished():
+        params = counted(trial.number, choices.distributions)
+    return choices.encode(params)
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.searcher.autonac_history import Choices, History, Params
-from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, recommend
+from nas.searcher.proposing import ABSENT, Observed, Settings, propose, recommend
 from nas.searcher.proposing.limits import Limit
 from nas.searcher.proposing.pool import WHOLE, Conditions, edited, make_pool, saved_up, with_option
 from nas.searcher.proposing.surrogate import Hyperparameters, Likely
@@ -56,8 +56,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Memory:
-    """What costs time to find again: it follows from the trials."""
+    """What costs time to find again: it follows from the trials.
 
+    Args:
+        study: the name of the study whose trials they are.
+        choices: that points are codes of.
+    """
+
+    study: str
+    choices: Choices
+    codes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     hyperparameters: dict[Hashable, Hyperparameters] = field(default_factory=dict)
     likely: dict[Hashable, Likely] = field(default_factory=dict)
     keys: dict[tuple[int, ...], Hashable] = field(default_factory=dict)
@@ -65,28 +73,25 @@ class Memory:
 
 
 def next_point(
-    question: Question,
-    choices: Choices,
-    history: History,
-    memory: Memory,
-    rng: np.random.Generator,
+    question: Question, history: History, memory: Memory, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Choose the parameters of the next trial; one that was tried only if nothing else is left."""
+    choices = memory.choices
     for anchor in question.anchors:
         codes = np.array([choices.encode(anchor)], dtype=np.intp)
         if not history.repeats(codes, choices.sizes)[0]:
             return dict(anchor)
-    return choices.decode(_Round(question, choices, history, memory, rng).choose())
+    return choices.decode(_Round(question, history, memory, rng).choose())
 
 
-def expected_best(question: Question, choices: Choices, history: History) -> int | None:
+def expected_best(question: Question, history: History, memory: Memory) -> int | None:
     """Return the row of the scored point whose accuracy is expected to be the best.
 
     None if nothing was scored within the budget.
     """
     if len(history.scored) == 0:
         return None
-    this = _Round(question, choices, history, Memory(), np.random.default_rng(0))
+    this = _Round(question, history, memory, np.random.default_rng(0))
     return this.recommended()
 
 
@@ -94,13 +99,12 @@ class _Round:
     def __init__(
         self,
         question: Question,
-        choices: Choices,
         history: History,
         memory: Memory,
         rng: np.random.Generator,
     ) -> None:
         self._question = question
-        self._choices = choices
+        self._choices = memory.choices
         self._history = history
         self._memory = memory
         self._rng = rng
@@ -119,7 +123,7 @@ class _Round:
         figures = self._figures(self._history.codes)
         columns = [] if figures is None else list(figures.T)
         numbers = np.stack([*columns, self._known_latency], axis=1)
-        features = encode(self._history.codes, self._choices.options, numbers)
+        features = self._choices.encoding(self._history.codes, numbers)
         scored = self._history.scored
         found = recommend(self._observed(features, scored), budget_ms=self._budget)
         return None if found is None else int(scored[found])
@@ -147,17 +151,22 @@ class _Round:
         sizes, history = self._choices.sizes, self._history
         if not self._saves or len(history.scored) < Settings().start:
             return history.codes[:0]
+        unscored = [
+            (np.bincount(scored[scored != ABSENT], minlength=size) == 0)
+            & (np.bincount(tried[tried != ABSENT], minlength=size) < _MOST_ATTEMPTS)
+            for scored, tried, size in zip(
+                history.codes[history.scored].T, history.codes.T, sizes, strict=True
+            )
+        ]
+        if not any(options.any() for options in unscored):
+            return history.codes[:0]
         drawn = self._rng.integers(sizes, size=(_DRAWN, len(sizes)))
         fitting = drawn[self._expected_latency(drawn) <= self._budget]
-        parents = self._parents()
         for choice in self._rng.permutation(len(sizes)):
-            shares, scored, tried = (
-                np.bincount(codes[codes[:, choice] != ABSENT, choice], minlength=sizes[choice])
-                for codes in (fitting, history.codes[history.scored], history.codes)
-            )
+            shares = np.bincount(fitting[:, choice], minlength=sizes[choice])
             rare = shares < _RARE * len(fitting) / sizes[choice]
-            for option in np.flatnonzero(rare & (scored == 0) & (tried < _MOST_ATTEMPTS)):
-                points, fixed = with_option(parents, int(choice), int(option), self._rng)
+            for option in np.flatnonzero(rare & unscored[choice]):
+                points, fixed = with_option(self._parents, int(choice), int(option), self._rng)
                 limits = np.full(len(points), self._budget)
                 if len(found := self._fresh(self._saved_up(points, fixed, limits))):
                     return found
@@ -170,8 +179,7 @@ class _Round:
         return large and np.isfinite(self._budget) and not self._is_local
 
     def _pool(self) -> _Codes:
-        sizes = self._choices.sizes
-        parents = self._parents()
+        sizes, parents = self._choices.sizes, self._parents
         pool = make_pool(sizes, parents, self._rng, local=self._is_local)
         if len(parents) and self._saves:
             points, fixed = edited(sizes, parents, self._rng)
@@ -205,7 +213,9 @@ class _Round:
         n_scored = len(self._history.scored)
         return wanted is not None and n_scored >= max((1 - _LAST_SHARE) * wanted, 1)
 
+    @cached_property
     def _parents(self) -> _Codes:
+        """The points that new ones are made from, (P, C): the best, and the front."""
         history, latency_ms = self._history, self._known_latency
         scored = history.scored
         scored = scored[~(latency_ms[scored] > self._budget)]
@@ -221,17 +231,17 @@ class _Round:
 
     def _ranked(self, pool: _Codes, count: int) -> list[int]:
         """Return rows of the pool, the most promising first."""
-        n = len(self._history.codes)
+        n, encoding = len(self._history.codes), self._choices.encoding
         everything = np.concatenate([self._history.codes, pool])
         figures = self._figures(everything)
-        features = encode(everything, self._choices.options, figures)
+        features = encoding(everything, figures)
         latency_ms, admitted = self._latency(features[:n], features[n:], pool)
         admitted = admitted * self._constraints(features[:n], features[n:])
         within = self._within_bounds(pool)
         admitted = admitted * within
         columns = [] if figures is None else list(figures.T)
         known = np.concatenate([self._known_latency, latency_ms])
-        features = encode(everything, self._choices.options, np.stack([*columns, known], axis=1))
+        features = encoding(everything, np.stack([*columns, known], axis=1))
         allowed = np.flatnonzero((latency_ms <= self._budget) & (within >= min(0.5, within.max())))
         rows = propose(
             features[n:][allowed],
@@ -260,10 +270,10 @@ class _Round:
         rows = scored[_fitted_rows(len(scored))]
         columns = [] if figures is None else list(figures[rows].T)
         numbers = np.stack([*columns, self._known_latency[rows]], axis=1)
-        key = (len(rows), int(rows[-1]), self._choices.names)
+        key = (len(rows), int(rows[-1]))
         memory = self._memory.likely
         if key not in memory:
-            features = encode(self._history.codes[rows], self._choices.options, numbers)
+            features = self._choices.encoding(self._history.codes[rows], numbers)
             memory[key] = Hyperparameters.of_accuracy(features, self._history.accuracy[rows])
         return replace(settings, hyperparameters=memory[key])
 
@@ -311,13 +321,13 @@ class _Round:
         if self._question.latency is not None:
             return self._computed(codes)
         limit = self._latency_limit
-        features = encode(codes, self._choices.options)
+        features = self._choices.encoding(codes)
         return np.zeros(len(codes)) if limit is None else limit.median(features)
 
     @cached_property
     def _latency_limit(self) -> Limit | None:
         """Learn latencies from the choices alone: it is asked for many times in a round."""
-        features = encode(self._history.codes, self._choices.options)
+        features = self._choices.encoding(self._history.codes)
         name = "latency" if self._question.figures is None else "latency of choices"
         return self._limit(name, features, self._known_latency)
 
@@ -342,10 +352,10 @@ class _Round:
         tried = self._history.codes[-_NEWEST_BOUNDED:]
         known = np.concatenate([_all_over(self._choices.sizes), tried])
         told = [self._usage(tuple(point)) for point in known.tolist()]
-        features = encode(np.concatenate([known, pool]), self._choices.options)
+        features = self._choices.encoding(np.concatenate([known, pool]))
         for name in self._bounded:
             figures = np.array([one[name] for one in told], dtype=np.float64)
-            key = (f"bound {name}", self._choices.names)
+            key = f"bound {name}"
             memory = self._memory.hyperparameters
             if key not in memory:
                 some = slice(_ALL_OVER)
@@ -379,7 +389,7 @@ class _Round:
             return None
         rows = known[_fitted_rows(len(known))]
         newest = known[-_NEWEST_FIGURES:]
-        key = (name, len(rows), int(rows[-1]), self._choices.names)
+        key = (name, len(rows), int(rows[-1]))
         memory = self._memory.hyperparameters
         if key not in memory:
             memory[key] = Limit.fit(tried[rows], figures[rows])

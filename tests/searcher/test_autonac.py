@@ -462,6 +462,12 @@ def test_sampler__says_what_it_cannot_do():
         study.ask(SPACE)
 
 
+def numbered(trials):
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return trials
+
+
 def trial_of(state=TrialState.COMPLETE, values=None, params=None, **arguments):
     params = params or {"a": 1, "b": "x"}
     distributions = {"a": IntDistribution(1, 3), "b": CategoricalDistribution(("x", "y"))}
@@ -489,7 +495,7 @@ def test_history__what_is_learned_from_which_trial():
         trial_of(values=[0.6, 2.0], params={"a": 1, "b": "y"}, user_attrs={"scored": False}),
     ]
     choices = Choices(choices_of(trials))
-    history = History.of(study, trials, choices)
+    history = History.of(study, numbered(trials), choices)
     np.testing.assert_array_equal(history.codes, [[0, 0], [1, -1], [2, -1], [-1, 1], [0, 1]])
     np.testing.assert_array_equal(history.accuracy, [0.5, np.nan, 0.4, np.nan, np.nan])
     np.testing.assert_array_equal(history.latency_ms, [2.0, 9.0, 9.0, np.nan, 2.0])
@@ -502,7 +508,7 @@ def test_history__agreeing_with_all_that_a_trial_had_is_a_repetition():
     study = study_of(RandomSampler())
     trials = [trial_of(values=[0.5, 2.0]), trial_of(values=[0.5, 2.0], params={"a": 3})]
     choices = Choices(choices_of(trials))
-    history = History.of(study, trials, choices)
+    history = History.of(study, numbered(trials), choices)
     points = np.array([[0, 0], [0, 1], [2, 0], [2, 1], [2, -1], [1, 0]])
     repeats = history.repeats(points, choices.sizes)
     assert repeats.tolist() == [True, False, True, True, True, False]

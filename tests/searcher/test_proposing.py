@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from nas.searcher.proposing import ABSENT, Observed, Settings, encode, propose, recommend
+from nas.searcher.proposing import ABSENT, Encoding, Observed, Settings, propose, recommend
 from nas.searcher.proposing.limits import Limit
 from nas.searcher.proposing.pool import Conditions, edited, make_pool, saved_up, with_option
 from nas.searcher.proposing.surrogate import (
@@ -35,7 +35,7 @@ ACCURACY = (
     + CODES[:, 4]
     - 30 * (CODES[:, :4] == 0).all(axis=1)
 )
-FEATURES = encode(CODES, OPTIONS, LATENCY[:, None])
+FEATURES = Encoding(OPTIONS)(CODES, LATENCY[:, None])
 
 
 def observed(rows, accuracy=ACCURACY):
@@ -65,9 +65,9 @@ labels = st.one_of(
 
 @given(st.lists(labels, min_size=1, max_size=4))
 @settings(deadline=None, max_examples=50)
-def test_encode__uniform_points_have_unit_length_on_average(options):
+def test_encoding__uniform_points_have_unit_length_on_average(options):
     codes = grid(*map(len, options))
-    features = encode(codes, options)
+    features = Encoding(options)(codes)
     if len(codes) == 1:
         assert features.shape == (1, 1)
         return
@@ -80,24 +80,24 @@ def test_encode__uniform_points_have_unit_length_on_average(options):
     assert len(np.unique(features.round(9), axis=0)) == len(codes)
 
 
-def test_encode__does_not_depend_on_the_other_points():
-    np.testing.assert_array_equal(encode(CODES[:7], OPTIONS), encode(CODES, OPTIONS)[:7])
+def test_encoding__does_not_depend_on_the_other_points():
+    np.testing.assert_array_equal(Encoding(OPTIONS)(CODES[:7]), Encoding(OPTIONS)(CODES)[:7])
 
 
-def test_encode__what_is_absent_is_the_mean():
-    absent = encode(np.full((1, 5), ABSENT), OPTIONS)
-    np.testing.assert_allclose(absent[0], encode(CODES, OPTIONS).mean(axis=0), atol=1e-12)
+def test_encoding__what_is_absent_is_the_mean():
+    absent = Encoding(OPTIONS)(np.full((1, 5), ABSENT))
+    np.testing.assert_allclose(absent[0], Encoding(OPTIONS)(CODES).mean(axis=0), atol=1e-12)
 
 
-def test_encode__neighbouring_numbers_are_nearer():
-    first, second, *_, last = encode(grid(4), [(1, 2, 3, 4)])
+def test_encoding__neighbouring_numbers_are_nearer():
+    first, second, *_, last = Encoding([(1, 2, 3, 4)])(grid(4))
     near, far = np.linalg.norm(second - first), np.linalg.norm(last - first)
     assert near < 0.5 * far
 
 
-def test_encode__numbers_without_a_logarithm_are_the_mean():
+def test_encoding__numbers_without_a_logarithm_are_the_mean():
     figures = np.array([[1.0], [10.0], [100.0], [np.nan], [0.0]])
-    column = encode(np.zeros((5, 1), dtype=np.intp), [("a",)], figures)[:, 0]
+    column = Encoding([("a",)])(np.zeros((5, 1), dtype=np.intp), figures)[:, 0]
     np.testing.assert_allclose(column, [-np.sqrt(1.5), 0, np.sqrt(1.5), 0, 0])
 
 
@@ -408,7 +408,7 @@ def test_limit__learns_a_latency_that_choices_multiply():
     factors = generator.uniform(0.7, 1.6, size=(12, 4))
     codes = generator.integers(4, size=(400, 12))
     latency_ms = np.prod(factors[np.arange(12), codes], axis=1)
-    features = encode(codes, [(f"{choice}", "b", "c", "d") for choice in range(12)])
+    features = Encoding([(f"{choice}", "b", "c", "d") for choice in range(12)])(codes)
     limit = Limit(features[:80], latency_ms[:80])
     bound = float(np.median(latency_ms))
     predicted, probability = limit.judge(features[80:], bound)
@@ -423,7 +423,7 @@ def test_limit__learns_a_latency_that_choices_multiply():
 def test_limit__figures_of_either_sign():
     codes = grid(4, 4, 4)
     figures = codes.sum(axis=1) - 4.0
-    features = encode(codes, [(f"{choice}", "b", "c", "d") for choice in range(3)])
+    features = Encoding([(f"{choice}", "b", "c", "d") for choice in range(3)])(codes)
     some = np.random.default_rng(0).permutation(64) < 40
     predicted, probability = Limit(features[some], figures[some]).judge(features[~some], 0.0)
     np.testing.assert_allclose(predicted, figures[~some], atol=0.3)

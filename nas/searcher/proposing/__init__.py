@@ -5,6 +5,6 @@ of it.
 """
 
 from nas.searcher.proposing.acquisition import Observed, Settings, propose, recommend
-from nas.searcher.proposing.encoding import ABSENT, encode
+from nas.searcher.proposing.encoding import ABSENT, Encoding
 
-__all__ = ["ABSENT", "Observed", "Settings", "encode", "propose", "recommend"]
+__all__ = ["ABSENT", "Encoding", "Observed", "Settings", "propose", "recommend"]

@@ -24,6 +24,7 @@ from nas.searcher.proposing.surrogate import (
     GaussianProcess,
     Hyperparameters,
     Likely,
+    squared_distances,
 )
 
 __all__ = ["Observed", "Settings", "propose", "recommend"]
@@ -188,7 +189,8 @@ class _Search:
 
     def gain(self, features: Array, latency_ms: Array) -> Array:
         """Return the expected improvement, summed over the ladder, (N,)."""
-        gains = [weight * part.gain(features, latency_ms) for weight, part in self._parts]
+        squared = self._squared(features)
+        gains = [share * part.gain(features, latency_ms, squared) for share, part in self._parts]
         return np.asarray(np.sum(gains, axis=0))
 
     def shortlist(
@@ -197,11 +199,15 @@ class _Search:
         """Return the rows whose gain may be the largest, by an upper bound of it."""
         if len(rows) <= _SHORTLIST:
             return rows
-        bounds = [
-            share * part.bound(features[rows], latency_ms[rows]) for share, part in self._parts
-        ]
+        features, latency_ms = features[rows], latency_ms[rows]
+        squared = self._squared(features)
+        bounds = [share * part.bound(features, latency_ms, squared) for share, part in self._parts]
         bound = weight[rows] * np.sum(bounds, axis=0)
         return rows[np.argsort(-bound, kind="stable")[:_SHORTLIST]]
+
+    def _squared(self, features: Array) -> Array:
+        """Return squared distances to what was observed: all parts have observed the same."""
+        return squared_distances(features, self._parts[0][1].observed)
 
 
 class _Part:
@@ -224,21 +230,29 @@ class _Part:
             within = latency_ms <= self._ladder[:, None]
             self._best = np.maximum(self._best, np.where(within, mean, -np.inf).max(axis=1))
 
-    def gain(self, features: Array, latency_ms: Array) -> Array:
-        """Return the expected improvement, summed over the ladder, (N,)."""
-        return self._gain(*self._process.predict(features), latency_ms)
+    @property
+    def observed(self) -> Array:
+        """Features, (n, F), of what was scored and of what is believed."""
+        return self._process.features
 
-    def bound(self, features: Array, latency_ms: Array) -> Array:
+    def gain(self, features: Array, latency_ms: Array, squared: Array) -> Array:
+        """Return the expected improvement, summed over the ladder, (N,)."""
+        return self._gain(*self._process.predict(features, squared), latency_ms)
+
+    def bound(self, features: Array, latency_ms: Array, squared: Array) -> Array:
         """Return an upper bound of the gain, (N,)."""
-        return self._gain(*self._process.bound(features), latency_ms)
+        return self._gain(*self._process.bound(features, squared), latency_ms)
 
     def _gain(self, mean: Array, deviation: Array, latency_ms: Array) -> Array:
         """Expected improvement (Jones et al., Efficient global optimization, 1998, eq. 15)."""
         total, doubted = np.zeros(len(mean)), self._doubt * deviation
-        for budget, best in zip(self._ladder, self._best, strict=True):
+        # The ladder ascends, and rungs without a better observation than those below share a best.
+        bests, first = np.unique(self._best, return_index=True)
+        for best, rungs in zip(bests, np.split(self._ladder, first[1:]), strict=True):
             score = (mean - best) / doubted
             density = np.exp(-0.5 * score**2) / np.sqrt(2 * np.pi)
-            total += (latency_ms <= budget) * doubted * (density + score * ndtr(score))
+            kept = len(rungs) - np.searchsorted(rungs, latency_ms)
+            total += kept * doubted * (density + score * ndtr(score))
         return total
 
 

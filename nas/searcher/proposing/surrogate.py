@@ -29,7 +29,15 @@ from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-__all__ = ["TARGETS", "GaussianProcess", "Hyperparameters", "Likely", "rank_gauss", "winsorised"]
+__all__ = [
+    "TARGETS",
+    "GaussianProcess",
+    "Hyperparameters",
+    "Likely",
+    "rank_gauss",
+    "squared_distances",
+    "winsorised",
+]
 
 Array = NDArray[np.float64]
 
@@ -156,7 +164,7 @@ class _Spectrum:
 
     @classmethod
     def grid(cls, features: Array, slopes: Sequence[float]) -> list[_Spectrum]:
-        squared, products = _squared(features, features), features @ features.T
+        squared, products = squared_distances(features, features), features @ features.T
         found = []
         for length, power, slope in itertools.product(_LENGTHS, _POWERS, slopes):
             kernel = _decayed(squared.copy(), length, power)
@@ -213,7 +221,7 @@ class GaussianProcess:
     """Posterior of the noise-free target.
 
     Args:
-        features: (n, F).
+        features: (n, F), kept as an attribute.
         targets: (n,).
         hyperparameters: None finds them.
         prior: mean and squared scale; None takes the mean of the targets, and the likeliest scale.
@@ -227,7 +235,7 @@ class GaussianProcess:
         prior: tuple[float, float] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters or Hyperparameters.of(features, targets)
-        self._features, self._targets = features, targets
+        self.features, self._targets = features, targets
         self._mean = float(targets.mean()) if prior is None else prior[0]
         kernel = self.kernel(features, features)
         kernel[np.diag_indices_from(kernel)] += self.hyperparameters.noise + _JITTER
@@ -237,35 +245,43 @@ class GaussianProcess:
         # Equal targets say nothing about the scale: standardised ones have 1.
         self.scale = prior[1] if prior else likeliest if likeliest > _JITTER else 1.0
 
-    def kernel(self, a: Array, b: Array) -> Array:
-        """Return the prior covariance of the noise-free targets over s^2, (len(a), len(b))."""
+    def kernel(self, a: Array, b: Array, squared: Array | None = None) -> Array:
+        """Return the prior covariance of the noise-free targets over s^2, (len(a), len(b)).
+
+        `squared`, the squared distances of a to b, saves their computation.
+        """
         length, power = self.hyperparameters.length, self.hyperparameters.power
-        kernel = _decayed(_squared(a, b), length, power)
+        squared = squared_distances(a, b) if squared is None else squared.copy()
+        kernel = _decayed(squared, length, power)
         if self.hyperparameters.slope:
             kernel += self.hyperparameters.slope * (a @ b.T)
         return kernel
 
     def mean(self, features: Array) -> Array:
         """Return the posterior's mean, (N,)."""
-        return np.asarray(self._mean + self.kernel(features, self._features) @ self._weights)
+        return np.asarray(self._mean + self.kernel(features, self.features) @ self._weights)
 
-    def predict(self, features: Array) -> tuple[Array, Array]:
-        """Return the posterior's mean and standard deviation, (N,) each."""
-        cross = self.kernel(features, self._features)
+    def predict(self, features: Array, squared: Array | None = None) -> tuple[Array, Array]:
+        """Return the posterior's mean and standard deviation, (N,) each.
+
+        `squared` (N, n) are the squared distances to `self.features`, if they are known.
+        """
+        cross = self.kernel(features, self.features, squared)
         whitened = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
         variance = self._prior(features) - np.einsum("nN,nN->N", whitened, whitened)
         return self._mean + cross @ self._weights, self._deviation(variance)
 
-    def bound(self, features: Array) -> tuple[Array, Array]:
+    def bound(self, features: Array, squared: Array | None = None) -> tuple[Array, Array]:
         """Return the mean and an upper bound of the standard deviation, at a tenth of the cost.
 
         The bound is the deviation given the most correlated observation alone: further ones only
-        lower it.
+        lower it. Arguments as of `predict`.
         """
-        cross = self.kernel(features, self._features)
-        known = self._prior(self._features) + self.hyperparameters.noise
-        variance = self._prior(features) - (cross**2 / known).max(axis=1)
-        return self._mean + cross @ self._weights, self._deviation(variance)
+        cross = self.kernel(features, self.features, squared)
+        known = self._prior(self.features) + self.hyperparameters.noise
+        mean = self._mean + cross @ self._weights
+        variance = self._prior(features) - (np.square(cross, out=cross) / known).max(axis=1)
+        return mean, self._deviation(variance)
 
     def left_out(self) -> Array:
         """Return what the process would predict of each observation without it, (n,)."""
@@ -275,7 +291,7 @@ class GaussianProcess:
     def believing(self, features: Array) -> GaussianProcess:
         """Return the process that has seen (p, F) further points come out as it expects."""
         return GaussianProcess(
-            np.concatenate([self._features, features]),
+            np.concatenate([self.features, features]),
             np.concatenate([self._targets, self.mean(features)]),
             self.hyperparameters,
             (self._mean, self.scale),
@@ -289,8 +305,8 @@ class GaussianProcess:
         return np.asarray(np.sqrt(self.scale * np.maximum(variance, 1e-12)), dtype=np.float64)
 
 
-def _squared(a: Array, b: Array) -> Array:
-    """Squared distances by one matrix product: several times faster than scipy's when F is 30."""
+def squared_distances(a: Array, b: Array) -> Array:
+    """Return (len(a), len(b)): one matrix product is faster than scipy's at F = 30."""
     squared: Array = a @ b.T
     squared *= -2.0
     squared += (a**2).sum(1)[:, None]
