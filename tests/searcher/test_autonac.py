@@ -132,6 +132,14 @@ def test_search__a_seed_repeats_itself_also_after_a_pause():
     assert run(study_of(autonac(seed=5)), 24) != whole
 
 
+def test_search__a_sampler_remembers_nothing_of_another_study():
+    sampler, other = autonac(seed=4), study_of(RandomSampler(seed=0))
+    run(other, 12)
+    other.sampler = sampler
+    run(other, 4)
+    assert run(study_of(sampler), 14) == run(study_of(autonac(seed=4)), 14)
+
+
 def test_search__anchors_come_first():
     anchors = [
         {name: Choices({name: one}).options[0][end] for name, one in SPACE.items()}
