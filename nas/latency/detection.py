@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Attached", "Kind", "Machine", "attached", "cpu_name", "detect"]
+__all__ = ["Attached", "Kind", "Machine", "attached", "cpu_flags", "cpu_name", "detect"]
 
 Kind = Literal["cpu", "gpu", "jetson"]
 """`gpu` is an NVIDIA GPU that NVML reports; a Jetson's own GPU belongs to the `jetson`."""
@@ -127,19 +127,38 @@ def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
     Args:
         cpuinfo: Linux's description of the processor; where it is missing, `platform` answers.
     """
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in pairs}
+    fields = _first_processor(cpuinfo)
     name = fields.get("model name") or platform.processor() or platform.machine()
     # Virtual machines shorten model names ("AMD EPYC"); family and model tell generations apart.
     numbers = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]
-    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    flags = _flags(fields)
     sets = " ".join(one for one in _INSTRUCTION_SETS if one in flags)
     detail = "; ".join(part for part in (", ".join(numbers), sets) if part)
     return f"{name} ({detail})" if detail else name
+
+
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """Return every instruction set that Linux names, such as `avx_vnni`; none where it is missing.
+
+    `cpu_name` names those alone that tell environments apart.
+
+    Args:
+        cpuinfo: Linux's description of the processor.
+    """
+    return _flags(_first_processor(cpuinfo))
+
+
+def _first_processor(cpuinfo: Path) -> dict[str, str]:
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _flags(fields: dict[str, str]) -> frozenset[str]:
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def _jetson(device_tree: Path, power_mode: Path) -> Attached | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nas.latency.detection import Attached, Machine, attached, cpu_name, detect
+from nas.latency.detection import Attached, Machine, attached, cpu_flags, cpu_name, detect
 
 GIB = 2**30
 NANO = "NVIDIA Jetson Orin Nano Developer Kit"
@@ -226,6 +226,13 @@ def test_cpu_name__reads_the_first_processor(tmp_path: Path, cpuinfo: str, expec
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
     assert cpu_name(path) == expected
+
+
+def test_cpu_flags__are_all_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("model name\t: Chip 9\nflags\t: ssse3 avx_vnni\n\nflags\t: other\n")
+    assert cpu_flags(path) == {"ssse3", "avx_vnni"}
+    assert cpu_flags(tmp_path / "missing") == frozenset()
 
 
 def test_cpu_name__without_linux_asks_the_platform(tmp_path: Path) -> None:
