@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_estimate__says_that_nothing_was_measured(run: Run) -> None:
     # YOLOv8n took 1.47 ms on a T4 (Ultralytics' chart, TensorRT FP16).
     assert low < 1.47 < high
     assert low < ms < high
-    assert "Nothing was measured" in text
+    assert "Where it is: nas measure hsv_det:yolov8n --hardware t4 --precision fp16" in text
 
 
 @pytest.mark.parametrize(
@@ -378,6 +379,21 @@ def test_stored__no_study_yet(run: Run, command: str) -> None:
     code, text = run(command)
     assert code == 1
     assert "There is no study" in text
+
+
+def test_stored__remedy_is_a_command_to_paste(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Whole, in one line however long, with what finds the same place again."""
+    folder = tmp_path / f"it's {'very ' * 20}far"
+    monkeypatch.setattr(sys, "argv", ["nas", "front", "--workspace", str(folder)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr().err.splitlines()
+    line = next(line for line in told if "nas search" in line)
+    assert shlex.split(line.partition(": nas ")[2]) == [
+        *("search", "--budget", "0.4ms", "--workspace", str(folder))
+    ]
 
 
 FLAGS = {

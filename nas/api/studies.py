@@ -10,6 +10,7 @@ from nas.results.explanation import Explanation
 from nas.results.fronts import FrontDifference, side_of
 from nas.results.trust import write_trust
 from nas.results.worth import KIND, Worth
+from nas.searcher.commands import command_line, command_on
 from nas.searcher.database import Database
 from nas.searcher.importance import explain as run_explain
 from nas.searcher.importance_sample import Sample
@@ -56,7 +57,8 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
                 else f"There is no study in {database}.",
                 f"There are: {', '.join(known)}."
                 if known
-                else "Start one with: nas search --budget 0.4ms.",
+                else "Start one with: "
+                + command_line("search", "--budget", "0.4ms", storage=storage, workspace=workspace),
             )
         return Request.restored(
             run.arguments, study=run.study_name, storage=storage, workspace=place
@@ -186,7 +188,7 @@ def worth(request: Request) -> Worth:
     if stored is None:
         raise StudyError(
             f"The winner of the study {request.study!r} was not compared with anything yet.",
-            f"Run: nas search --resume --study {request.study}.",
+            f"Run: {command_on(request, 'search', '--resume')}",
         )
     return Worth.from_dict(stored)
 

@@ -40,7 +40,8 @@ def main() -> None:
     except NasError as error:
         err.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False)
         if error.remedy:
-            err.print(f"[bold]remedy:[/] {escape(error.remedy)}", highlight=False)
+            remedy = f"[bold]remedy:[/] {escape(error.remedy)}"
+            err.print(remedy, highlight=False, soft_wrap=True)  # it may hold a command to paste
         sys.exit(1)
 
 

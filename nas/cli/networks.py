@@ -26,6 +26,7 @@ from nas.cli.options import (
     app,
     err,
     out,
+    print_pasteable,
 )
 from nas.units import COCO_CLASSES
 
@@ -155,6 +156,7 @@ def estimate(
     """Estimate a latency on a device that is not here: TensorRT, fp16, from its data sheet."""
     from nas import api
     from nas.latency.latency import ESTIMATED_LEVEL
+    from nas.searcher.commands import command_line
     from nas.units import percent
 
     found = api.estimate(subject, hardware=hardware, workspace=workspace)
@@ -169,7 +171,9 @@ def estimate(
             f"by rule, not by evidence: {escape(', '.join(found.outside))}",
             highlight=False,
         )
-    out.print("Nothing was measured on that device. Where it is, use: nas measure", highlight=False)
+    options = ("--hardware", hardware, "--precision", "fp16")
+    measure = command_line("measure", subject, *options, workspace=workspace)
+    print_pasteable(f"Nothing was measured on that device. Where it is: {measure}")
 
 
 @app.command()

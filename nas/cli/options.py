@@ -29,7 +29,7 @@ __all__ = [
     "err",
     "multiplier",
     "out",
-    "repeated",
+    "print_pasteable",
     "told_how_to_go_on",
 ]
 
@@ -79,10 +79,9 @@ Runtime = Annotated[
 ]
 
 
-def repeated(storage: str | None, workspace: Path) -> str:
-    """Return the options that the next command needs too, to find the same study."""
-    options = "" if workspace == WORKSPACE else f" --workspace {workspace}"
-    return options + (f" --storage {storage}" if storage else "")
+def print_pasteable(text: str, console: Console = out) -> None:
+    """Print lines that hold a command or a path, and break none of them where it would not fit."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -92,7 +91,7 @@ def told_how_to_go_on(command: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         err.print("\nStopped; everything measured is stored. Continue with:")
-        err.print(f"  {command}", highlight=False)
+        print_pasteable(f"  {command}", err)
         sys.exit(_INTERRUPTED)
 
 

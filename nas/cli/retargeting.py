@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nas.cli.options import out
+from nas.cli.options import out, print_pasteable
 
 if TYPE_CHECKING:
     from nas.searcher.request import Request
@@ -95,12 +95,16 @@ def print_difference(study: str, against: str, storage: str | None, workspace: P
     from nas import api
     from nas.results.figures import write_figure
     from nas.results.fronts import difference_figure, difference_lines, difference_table
+    from nas.searcher.commands import command_line
     from nas.searcher.request import Workspace
 
     difference = api.compare(study, against, storage=storage, workspace=workspace)
     out.print(difference_table(difference))
     for line in difference_lines(difference):
         out.print(line, highlight=False)
+    if difference.new.unsure:
+        measure = command_line("measure", study=study, storage=storage, workspace=workspace)
+        print_pasteable(f"Where the device is: {measure}")
     path = Workspace(workspace).bundle(study) / f"front-against-{against}.html"
     write_figure(difference_figure(difference), path)
     out.print(f"Figure: {path}")

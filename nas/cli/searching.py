@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from nas.cli.options import (
     app,
     multiplier,
     out,
-    repeated,
+    print_pasteable,
     told_how_to_go_on,
 )
 from nas.cli.retargeting import (
@@ -180,6 +181,7 @@ def search(
     from nas import api
     from nas.results.console import LiveProgress
     from nas.searcher.bounds import Bounds
+    from nas.searcher.commands import command_line
     from nas.searcher.request import Confirmation
 
     stored = as_ or (study and api.is_stored(study, storage=storage, workspace=workspace))
@@ -228,8 +230,9 @@ def search(
             )
         _print_forecast(request)
         return
-    options = repeated(storage, workspace)
-    again = f"nas search --resume{f' --study {study}' if study else ''}{options}"
+    # A study that is derived has a name of its own; without one given, it is the latest.
+    begun = study if resume or not stored else as_
+    again = command_line("search", "--resume", study=begun, storage=storage, workspace=workspace)
     with LiveProgress(out) as progress, told_how_to_go_on(again):
         if resume:
             found = api.resume(
@@ -273,8 +276,9 @@ def _show(found: Found, lambda_: str, storage: str | None, workspace: Path) -> N
         next_commands,
         stopped_line,
     )
-    from nas.results.trust import trust_line
+    from nas.results.trust import full_check_line, trust_line
     from nas.results.worth import worth_table
+    from nas.searcher.commands import command_on
     from nas.searcher.connection import masked, parse_url
     from nas.searcher.request import Workspace
 
@@ -282,6 +286,9 @@ def _show(found: Found, lambda_: str, storage: str | None, workspace: Path) -> N
     title = f"Front of {found.study} under {result.budget}, by {result.score}"
     out.print(front_table(found.front, title, found.delivered.trial))
     out.print(trust_line(result.trust))
+    there = dataclasses.replace(found.request, study=found.study)
+    if line := full_check_line(result.trust, command_on(there, "trust")):
+        print_pasteable(line)
     if stopped := stopped_line(result):
         out.print(stopped, highlight=False)
     if lambda_ == AUTO:
@@ -293,9 +300,7 @@ def _show(found: Found, lambda_: str, storage: str | None, workspace: Path) -> N
     if found.request.parent:
         print_difference(found.study, found.request.parent.study, storage, workspace)
     out.print(f"Studies: {masked(parse_url(url))}", highlight=False)
-    out.print(
-        next_commands(found.study, found.folder, repeated(storage, workspace)), highlight=False
-    )
+    print_pasteable(next_commands(there, found.folder))
 
 
 def _subset(text: str | None) -> int | None:

@@ -19,7 +19,7 @@ from nas.cli.options import (
     app,
     multiplier,
     out,
-    repeated,
+    print_pasteable,
     told_how_to_go_on,
 )
 from nas.cli.retargeting import print_difference
@@ -53,7 +53,8 @@ def front(
     from nas import api
     from nas.results.console import exchange_line, front_table, stopped_line
     from nas.results.figures import front_figure, write_figure
-    from nas.results.trust import trust_line
+    from nas.results.trust import full_check_line, trust_line
+    from nas.searcher.commands import command_on
     from nas.searcher.score import Score
 
     request = api.stored_request(study, storage, workspace)
@@ -73,6 +74,8 @@ def front(
     title = f"Front of {result.study} under {request.budget}, by {request.score}"
     out.print(front_table(result.front, title, best))
     out.print(trust_line(result.trust))
+    if line := full_check_line(result.trust, command_on(request, "trust")):
+        print_pasteable(line)
     if stopped := stopped_line(result):
         out.print(stopped, highlight=False)
     if lambda_ == AUTO:
@@ -123,13 +126,14 @@ def trust(
     from nas import api
     from nas.results.console import LiveProgress
     from nas.results.trust import trust_tables
+    from nas.searcher.commands import command_on
     from nas.searcher.trust_job import Effort
 
     effort = Effort(
         landmarks=landmarks, seeds=seeds, iterations=iterations, jobs=jobs, threshold=threshold
     )
     request = api.stored_request(study, storage, workspace)
-    again = f"nas trust --study {request.study}{repeated(storage, workspace)}"
+    again = command_on(request, "trust", *effort.options)
     with LiveProgress(out) as progress, told_how_to_go_on(again):
         found = api.trust(request, effort, progress)
     out.print(trust_tables(found))

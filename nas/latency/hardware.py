@@ -256,7 +256,7 @@ class Hardware(Record):
             + (f" NVIDIA GPUs may be hidden: {machine.blind}." if machine.blind else ""),
             "Run the same command on a machine that has it, or name what is attached, such as "
             f"--hardware {_most_like(machine)}."
-            + ("" if self.kind == "cpu" else f" An estimate: nas estimate --hardware {self.name}."),
+            + ("" if self.kind == "cpu" else " `nas estimate` estimates it."),
         )
 
     def fits(self, device: Attached) -> bool:

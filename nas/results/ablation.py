@@ -177,7 +177,7 @@ class AblationResult:
         run = database.latest_run(study, COMMAND)
         if run is None:
             what = f"no ablation study {study!r}" if study else "no ablation study"
-            raise StudyError(f"There is {what} in {database}.", "Start one with: nas ablate.")
+            raise StudyError(f"There is {what} in {database}.", "Start one with `nas ablate`.")
         trainings = database.ablations(run.study_name)
         if trainings.empty:
             raise StudyError(

@@ -28,7 +28,9 @@ from rich.text import Text
 from nas.model.detector import profile
 from nas.results.delivery import Delivered
 from nas.results.latency import levels
+from nas.searcher.commands import command_line, command_on
 from nas.searcher.progress import Status
+from nas.searcher.request import Request
 from nas.searcher.result import StudyResult
 from nas.units import percent
 
@@ -252,18 +254,21 @@ def delivered_panel(delivered: Delivered) -> Panel:
     return Panel(table, title=title, title_align="left", border_style="green")
 
 
-def next_commands(study: str, folder: Path, options: str) -> str:
-    """List what a user may want to type next."""
-    return (
-        "Next:\n"
-        f"  nas measure {folder}/model.onnx\n"
-        f"  nas front --study {study}{options}\n"
-        f"  nas explain --study {study}{options}\n"
-        f"  nas trust --study {study}{options}\n"
-        f"  nas worth --study {study}{options}\n"
-        f"  nas export --study {study} --trial N{options}\n"
-        f"  nas dashboard{options}"
+def next_commands(request: Request, folder: Path) -> str:
+    """List what a user may want to type next.
+
+    Args:
+        request: of a study with a name.
+        folder: of what was delivered.
+    """
+    workspace = request.workspace.root
+    commands = (
+        command_line("measure", str(folder / "model.onnx"), workspace=workspace),
+        *(command_on(request, name) for name in ("front", "explain", "trust", "worth")),
+        command_on(request, "export", "--trial", "N"),
+        command_line("dashboard", storage=request.storage, workspace=workspace),
     )
+    return "\n  ".join(["Next:", *commands])
 
 
 def _latency(ms: float, low_ms: float, high_ms: float) -> str:

@@ -70,6 +70,11 @@ class Side:
         return sorted(set(self.candidates["latency_source"].dropna()))
 
     @property
+    def unsure(self) -> list[str]:
+        """Of these, what is no measurement."""
+        return [one for one in self.sources if one not in _SURE]
+
+    @property
     def artifacts(self) -> list[str]:
         """What its accuracies were scored on, such as `fp32 engine`."""
         known = self.candidates[self.candidates["map50_95"].notna()]
@@ -201,11 +206,10 @@ def difference_lines(difference: FrontDifference) -> Iterator[str]:
     yield f"{line}. Of the {stay + new_ones} members of {new.name}, {new_ones} {are} new."
     if difference.tau is not None and not difference.same_device:
         yield _order_line(difference, difference.tau)
-    if unsure := [one for one in new.sources if one not in _SURE]:
+    if new.unsure:
         yield (
-            f"{'Some l' if len(unsure) < len(new.sources) else 'L'}atencies of {new.name} are "
-            f"{', '.join(unsure)}, so this is no more than an expectation. Where the device is: "
-            f"nas measure --study {new.name}"
+            f"{'Some l' if len(new.unsure) < len(new.sources) else 'L'}atencies of {new.name} are "
+            f"{', '.join(new.unsure)}, so this is no more than an expectation."
         )
     if old.artifacts != new.artifacts:
         yield (

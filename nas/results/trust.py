@@ -29,7 +29,14 @@ from nas.searcher.trust import BASELINES, SCORE, Trust, shown
 from nas.searcher.trust_job import Effort, check_trust
 from nas.units import percent
 
-__all__ = ["checked", "trust_figure", "trust_line", "trust_tables", "write_trust"]
+__all__ = [
+    "checked",
+    "full_check_line",
+    "trust_figure",
+    "trust_line",
+    "trust_tables",
+    "write_trust",
+]
 
 _STYLES = {"pass": "green", "fail": "bold red", "cannot tell": "yellow", "not checked": "yellow"}
 _COLORS = {SCORE: "#1f6feb", "MACs": "#57606a", "parameters": "#8c959f", "latency": "#bf8700"}
@@ -88,9 +95,19 @@ def trust_line(report: Mapping[str, Any] | None) -> Text:
         report: as `StudyResult.trust` has it.
     """
     if report is None:
-        return Text("Nobody checked whether the ranking holds; nas trust does.", style="yellow")
+        return Text("Nobody checked whether the ranking holds.", style="yellow")
     verdict = report["verdict"]
     return Text(verdict["text"], style=_STYLES[verdict["outcome"]])
+
+
+def full_check_line(report: Mapping[str, Any] | None, command: str) -> str:
+    """Say how the ranking is checked in full; nothing if it was.
+
+    Args:
+        report: as `StudyResult.trust` has it.
+        command: that does.
+    """
+    return "" if report is not None and report["form"] == "full" else f"In full: {command}"
 
 
 def trust_tables(trust: Trust) -> Group:

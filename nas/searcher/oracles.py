@@ -13,6 +13,7 @@ from nas.latency.oracle import EstimatingOracle, LatencyOracle, MeasuringOracle,
 from nas.latency.runtimes.base import Runtime
 from nas.latency.runtimes.literal import LiteralRuntime
 from nas.latency.table import LatencyTable, load_tables
+from nas.searcher.commands import command_on
 from nas.searcher.database import Database
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request
@@ -113,8 +114,8 @@ def _elsewhere(
         how = f"ESTIMATED from the data sheet of {hardware.name}: nothing was measured on one"
     listener.say(
         f"{absence.message} Latencies are {how}, with {percent(oracle.level)} intervals, and the "
-        "budget is not promised. Where the device is: nas measure --study NAME. To refuse this: "
-        "--latency measured.",
+        "budget is not promised. To refuse this: --latency measured. Where the device is:\n  "
+        + command_on(request, "measure", study=request.study or "NAME"),
         warning=True,
     )
     precisions = [one for one in oracle.precisions if one in LiteralRuntime.precisions]

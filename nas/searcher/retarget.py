@@ -22,6 +22,7 @@ import numpy as np
 from nas.accuracy.formats import DIGITS
 from nas.errors import InputError, StudyError, UnknownNameError
 from nas.latency.hardware import Hardware
+from nas.searcher.commands import command_on
 from nas.searcher.connection import translated
 from nas.searcher.database import Database
 from nas.searcher.judges import Judge
@@ -123,7 +124,7 @@ def retargeted(
     parent = Parent(str(stored.study), _supernet_digest(database, str(stored.study)))
     request = dataclasses.replace(request, study=name or _name(request, stored), parent=parent)
     require_inherited(request)
-    _require_scored(database, parent.study)
+    _require_scored(database, stored)
     return _continued(database, request)
 
 
@@ -313,8 +314,8 @@ def _continued(database: Database, request: Request) -> Request:
         raise StudyError(
             f"There is another study called {name!r}: {there.hardware}, {there.budget}"
             + (f", re-targeted from {there.parent.study!r}." if there.parent else "."),
-            "Name the new one with --as, or continue that one: nas search --resume --study "
-            f"{name}.",
+            "Name the new one with --as, or continue that one: "
+            + command_on(request, "search", "--resume"),
         )
     return dataclasses.replace(
         request, parent=there.parent, evaluations=request.evaluations or there.evaluations
@@ -332,12 +333,12 @@ def _supernet_digest(database: Database, study: str) -> str:
     return str(fingerprint["supernet"])
 
 
-def _require_scored(database: Database, study: str) -> None:
-    if not _scored(database, study):
+def _require_scored(database: Database, stored: Request) -> None:
+    if not _scored(database, str(stored.study)):
         raise StudyError(
-            f"A study is re-targeted from its scored candidates, and {study!r} has none.",
-            f"Continue it first: nas search --resume --study {study}, with a larger --budget if "
-            "it admits nothing.",
+            f"A study is re-targeted from its scored candidates, and {stored.study!r} has none.",
+            "Continue it first, with a larger --budget if it admits nothing: "
+            + command_on(stored, "search", "--resume"),
         )
 
 

@@ -25,6 +25,7 @@ from nas.files import write_text
 from nas.latency.clock import Elapsed
 from nas.model.detector import profile
 from nas.model.supernet import Supernet
+from nas.searcher.commands import command_on
 from nas.searcher.inherited import MOST_EARLY_BYTES
 from nas.searcher.progress import Listener
 from nas.searcher.request import Request, Workspace
@@ -95,8 +96,8 @@ def require_inherited(request: Request) -> Path:
         raise StudyError(
             f"Re-targeting trains nothing, so the supernet of {parent.study!r} must be in {path}, "
             "and is not.",
-            f"Train it again with: nas search --resume --study {parent.study}. Or search afresh, "
-            "with another --study, or none.",
+            "Search afresh, with another --study, or none; or train it again with: "
+            + command_on(request, "search", "--resume", study=parent.study),
         )
     return path
 

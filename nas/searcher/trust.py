@@ -338,8 +338,7 @@ class Trust:
             return ""
         return (
             f" Short check: each landmark had {self.iterations} of {self.recipe_iterations} steps; "
-            "such references are noisy, and tau against them underestimates. "
-            f"In full: nas trust --study {self.study}."
+            "such references are noisy, and tau against them underestimates."
         )
 
 

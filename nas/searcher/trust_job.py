@@ -83,6 +83,14 @@ class Effort:
         if not -1 < self.threshold < 1:
             raise InputError(f"A threshold for tau lies between -1 and 1, got {self.threshold}.")
 
+    @property
+    def options(self) -> list[str]:
+        """What `nas trust` needs on its command line to spend as much."""
+        values = dataclasses.asdict(self)
+        usual = dataclasses.asdict(Effort())
+        stated = [(name, value) for name, value in values.items() if value != usual[name]]
+        return [word for name, value in stated for word in (f"--{name}", str(value))]
+
     @classmethod
     def short(cls, request: Request) -> Effort:
         """Return what a search spends: 8 landmarks, 1 seed, a quarter of the recipe's steps."""

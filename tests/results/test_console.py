@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from nas.results.console import LiveProgress, front_table, next_commands, stopped_line
+from nas.results.console import LiveProgress, front_table, stopped_line
 from nas.searcher.progress import Member, Status
 from nas.searcher.result import StudyResult
 from nas.searcher.score import Score
@@ -90,12 +89,6 @@ def test_front_table__every_number_has_interval_or_source(
     for words in ("★", "0.400 [0.390, 0.410]", "cached", "142 k", "3.7 M", shown):
         assert words in text
     assert ("0.500 [0.400, 0.600]" in text) == (interval[0] is not None)
-
-
-def test_next_commands__find_the_same_study_again() -> None:
-    text = next_commands("digits-1", Path("w/digits-1"), " --workspace w")
-    assert "nas measure w/digits-1/model.onnx" in text
-    assert "nas front --study digits-1 --workspace w" in text
 
 
 def test_stopped_line__counts_steps_as_whole_numbers() -> None:

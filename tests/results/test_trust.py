@@ -13,7 +13,14 @@ from rich.console import Console
 
 import nas.results.trust
 from nas.errors import StorageError, TrainingError
-from nas.results.trust import checked, trust_figure, trust_line, trust_tables, write_trust
+from nas.results.trust import (
+    checked,
+    full_check_line,
+    trust_figure,
+    trust_line,
+    trust_tables,
+    write_trust,
+)
 from nas.searcher.database import Database
 from nas.searcher.landmarks import Landmark
 from nas.searcher.progress import Silent
@@ -94,7 +101,14 @@ def test_line__has_the_color_of_the_outcome(scores: np.ndarray, color: str) -> N
 
 
 def test_line__of_a_study_that_was_not_checked() -> None:
-    assert "nas trust" in trust_line(None).plain
+    assert "Nobody checked" in trust_line(None).plain
+    assert full_check_line(None, "nas trust --study s") == "In full: nas trust --study s"
+
+
+def test_full_check_line__is_there_until_it_was_done() -> None:
+    short = _trust(SCORES, iterations=25).as_dict()
+    assert full_check_line(short, "nas trust --study s") == "In full: nas trust --study s"
+    assert not full_check_line(_trust(SCORES).as_dict(), "nas trust --study s")
 
 
 def test_write__figure_and_table(tmp_path: Path) -> None:
