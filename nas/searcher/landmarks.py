@@ -98,7 +98,8 @@ def spread(latencies_ms: ArrayLike, count: int, keep: Sequence[int] = ()) -> lis
     Returns:
         Indices, by ascending latency.
     """
-    logs = np.log(np.asarray(latencies_ms, np.float64))
+    latencies = np.asarray(latencies_ms, np.float64)
+    logs = np.log(latencies)
     chosen = list(keep)
     wanted = min(count, len(logs))
     centres = (
@@ -110,7 +111,7 @@ def spread(latencies_ms: ArrayLike, count: int, keep: Sequence[int] = ()) -> lis
             distances[chosen] = np.inf
             if len(chosen) < wanted:
                 chosen.append(int(distances.argmin()))
-    return sorted(chosen, key=lambda index: (logs[index], index))
+    return sorted(chosen, key=lambda index: (latencies[index], index))
 
 
 def _sampled(setting: Setting, count: int, known: set[str], listener: Listener) -> list[Landmark]:

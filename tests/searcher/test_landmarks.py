@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nas.searcher.landmarks import spread
@@ -13,13 +13,16 @@ _latencies = st.lists(st.floats(0.01, 100), min_size=1, max_size=40)
 
 @settings(deadline=None, max_examples=40)
 @given(_latencies, st.integers(1, 45))
+@example([0.010000000000000002, 0.01], 2)  # of equal logarithms
+@example([1.0, 99.99999999999999, 100.0], 2)
 def test_spread__is_distinct_ordered_and_has_both_ends(latencies, count):
     chosen = spread(latencies, count)
     assert len(set(chosen)) == len(chosen) == min(count, len(latencies))
     times = [latencies[index] for index in chosen]
     assert times == sorted(times)
     if count >= 2:
-        assert (times[0], times[-1]) == (min(latencies), max(latencies))
+        ends = (min(latencies), max(latencies))
+        assert (times[0], times[-1]) == pytest.approx(ends, rel=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
