@@ -221,5 +221,6 @@ def dashboard(
     from nas.results.dashboard import serve
     from nas.searcher.request import Workspace
 
-    out.print(f"Open http://127.0.0.1:{port}/dashboard (read-only; Ctrl-C ends it).")
+    out.print(f"Open http://127.0.0.1:{port}/dashboard (Ctrl-C ends it).")
+    out.print("It is read-only: what would make, rename, delete or note a study is hidden.")
     serve(storage or Workspace(workspace).database_url, port)

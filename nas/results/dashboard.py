@@ -7,17 +7,20 @@ trials out. Both are tested against the dashboard's own answers, and its version
 
 A trial counts as violated if it was over the budget of its time, or is over the study's budget of
 now. The dashboard has no login, so it is served to this machine only, its database connection
-cannot write, and requests that would change something are refused before it sees them.
+cannot write, and requests that would change something are refused before it sees them. Its pages
+hide the buttons of such requests: it has no option for that. Nor is there one to write here: our
+tables know a study by its name, and would lose one that the dashboard renames.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import json
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -46,6 +49,13 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _READING = ("GET", "HEAD")
 _LOOPBACK = "127.0.0.1"
 _FRONT = "get_pareto_front_trials"
+_PAGES = "/dashboard"
+_ICONS = ("AddBox", "Delete", "DriveFileRenameOutline", "Edit")  # of buttons that change a study
+_HIDDEN = ",".join(f"button:has(svg[data-testid={icon}Icon])" for icon in _ICONS)
+_STYLE = f"<style>{_HIDDEN}{{display:none!important}}</style>"
+_REFUSAL = "this dashboard is read-only, as searches rely on what is stored."
+_ABOUT_A_FILE = {"HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"}
+_OF_A_FILE = {"accept-ranges", "content-length", "etag", "last-modified"}
 
 
 def serve(
@@ -125,6 +135,11 @@ def application(url: str, artifact_dir: Path | None = None) -> Application:
     return _read_only(dashboard.wsgi(_open(parse_url(url)), artifact_store=store))
 
 
+@runtime_checkable
+class _Closeable(Protocol):
+    def close(self) -> None: ...
+
+
 class _Storage(RDBStorage):
     """Optuna's storage with the constraints where the dashboard looks for them."""
 
@@ -196,14 +211,31 @@ def _open(url: URL) -> _Storage:
 def _read_only(app: Application) -> Application:
     def guarded(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in _READING:
-            headers = [("Content-Type", "text/plain"), ("Allow", ", ".join(_READING))]
+            headers = [("Content-Type", "application/json"), ("Allow", ", ".join(_READING))]
             start("405 Method Not Allowed", headers)
-            return [b"This dashboard is read-only.\n"]
+            return [json.dumps({"reason": _REFUSAL}).encode()]  # which its pages show
         if environ.get("PATH_INFO", "").startswith("/artifacts"):
             return app(environ, _sandboxed(start))
+        if environ.get("PATH_INFO", "").startswith(_PAGES):
+            return [_styled(app, environ, start)]
         return app(environ, start)
 
     return guarded
+
+
+def _styled(app: Application, environ: dict[str, Any], start: Callable[..., Any]) -> bytes:
+    """Return a page that hides what is refused; what was said of the file holds of it no more."""
+
+    def started(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+        return start(status, [one for one in headers if one[0].lower() not in _OF_A_FILE], *rest)
+
+    asked = {name: value for name, value in environ.items() if name not in _ABOUT_A_FILE}
+    answer = app(asked, started)
+    try:
+        return b"".join(answer).replace(b"</head>", f"{_STYLE}</head>".encode(), 1)
+    finally:
+        if isinstance(answer, _Closeable):
+            answer.close()
 
 
 def _sandboxed(start: Callable[..., Any]) -> Callable[..., Any]:

@@ -135,6 +135,26 @@ def test_application__changes_are_refused(url, method, path):
         assert len(json.loads(answer(f"{address}/api/studies")[2])["study_summaries"]) == 1
 
 
+def test_application__says_why_it_refuses_where_its_pages_look_for_it(url):
+    with served(url) as address:
+        _, headers, body = answer(f"{address}/api/studies/1/note", "PUT")
+    assert headers["Content-Type"] == "application/json"
+    assert "read-only" in json.loads(body)["reason"]
+
+
+@pytest.mark.parametrize("path", ["/dashboard", "/dashboard/studies/1/note"])
+def test_application__pages_hide_what_is_refused_and_are_whole(url, path):
+    with served(url) as address:
+        status, headers, page = answer(address + path)
+        unchanged = {"If-Modified-Since": "Fri, 31 Dec 2100 00:00:00 GMT"}
+        assert answer(address + path, **unchanged)[::2] == (status, page)
+    assert status == 200
+    assert int(headers["Content-Length"]) == len(page)
+    assert "script-src 'self'" in headers["Content-Security-Policy"]
+    assert b"DriveFileRenameOutlineIcon" in page.partition(b"</head>")[0]
+    assert page.rstrip().endswith(b"</html>")
+
+
 def test_application__its_connection_cannot_write(url, monkeypatch):
     opened = []
     monkeypatch.setattr(_app, "get_storage", lambda storage: opened.append(storage) or storage)
@@ -235,6 +255,18 @@ return Object.fromEntries(plots.map(plot => [plot.id,
              .filter(trace => trace[2])]))
 """
 GREY = "#cccccc"
+# By icon of a button: whether it is shown.
+SHOWN = """
+const icons = [...document.querySelectorAll('button svg[data-testid]')];
+return Object.fromEntries(icons.map(icon => [icon.dataset.testid,
+    icon.closest('button').offsetParent !== null]))
+"""
+# By page: buttons that it has; all of them but the first change something.
+BUTTONS = {
+    "/dashboard": ["RefreshIcon", "AddBoxIcon", "DriveFileRenameOutlineIcon", "DeleteIcon"],
+    "/dashboard/studies/1/note": ["MenuIcon", "EditIcon"],
+    "/dashboard/studies/1/trials": ["FilterListIcon", "EditIcon"],
+}
 
 
 @pytest.fixture
@@ -253,6 +285,24 @@ def browser(tmp_path):
     driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield driver
     driver.quit()
+
+
+@pytest.mark.browser
+def test_dashboard__shows_no_button_that_is_refused(url, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with served(url) as address:
+        for path, icons in BUTTONS.items():
+
+            def looked_at(browser, icons=icons):
+                shown = browser.execute_script(SHOWN)
+                return [shown[icon] for icon in icons] if shown.keys() >= set(icons) else None
+
+            browser.get(address + path)
+            first, *others = WebDriverWait(browser, 60).until(looked_at)
+            assert first
+            assert not any(others)
+        browser.get("about:blank")
 
 
 @pytest.mark.browser
