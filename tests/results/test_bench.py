@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from processor import needs_bf16
 
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
 from nas.errors import EngineError
@@ -45,7 +46,9 @@ def _certain(seed: int) -> Detector:
     return detector
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99), ("bf16", 0.7)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("fp32", 0.99), pytest.param("bf16", 0.7, marks=needs_bf16)]
+)
 def test_bench__scores_and_compares_the_graph_that_is_delivered(
     bench: Bench, precision: str, least: float
 ) -> None:

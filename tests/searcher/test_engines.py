@@ -10,6 +10,7 @@ import torch
 from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
+from processor import needs_bf16
 
 from nas.accuracy.dataset import Dataset
 from nas.accuracy.digits import DigitsRecipe, digits_dataset
@@ -85,7 +86,10 @@ def score(graph: TrainedGraph, precision: str, dataset: Dataset) -> Accuracy:
     return accuracy
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 1.0), ("bf16", 0.9), ("int8", 0.8)])
+@pytest.mark.parametrize(
+    ("precision", "least"),
+    [("fp32", 1.0), pytest.param("bf16", 0.9, marks=needs_bf16), ("int8", 0.8)],
+)
 def test_score_engine__agrees_with_its_own_network(
     dataset: Dataset, detector: Detector, precision: str, least: float
 ) -> None:

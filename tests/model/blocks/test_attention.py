@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from processor import needs_bf16
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -168,18 +169,16 @@ def test_export__engines_agree_and_shapes_are_static(
     assert all(1 <= k <= LARGEST_TOPK for k in _topk_sizes(model.graph))
 
 
+@needs_bf16
 @in_networks
 def test_export__half_precision_looks_at_the_same_places(
     name: str, build: Callable[..., Attention]
 ) -> None:
-    runtime = OpenVinoRuntime()
-    if "bf16" not in runtime.precisions:
-        pytest.skip("this processor computes in fp32 only")
     network = _OnImages(build(name, (17, 46))).eval()
     images = torch.rand(1, 3, 17, 46, generator=torch.Generator().manual_seed(4))
     graph = export_graph(network, images, "images", ["features"])
     expected = network(images).detach().numpy()
-    with runtime.build(graph, "bf16") as engine:
+    with OpenVinoRuntime().build(graph, "bf16") as engine:
         found = engine.infer(images.numpy())["features"]
     # Positions or indices that are rounded to 8 bits would read values of other places: 0.1 to 0.3.
     assert np.sqrt(np.square(found - expected).mean() / expected.var()) < 0.05
