@@ -17,10 +17,10 @@ from sqlalchemy import delete, select, update
 
 from nas.errors import NasError, StorageError
 from nas.latency.latency import Latency
+from nas.searcher.columns import EVALUATION_COLUMNS
 from nas.searcher.estimate import Estimate
 from nas.searcher.measurement_tables import MeasurementTables
 from nas.searcher.tables import (
-    EVALUATION_COLUMNS,
     AblationRow,
     AccuracyRow,
     ArchitectureRow,

@@ -12,9 +12,9 @@ import pandas as pd
 from sqlalchemy import select
 
 from nas.accuracy.evaluate import Accuracy
+from nas.searcher.columns import ABLATION_COLUMNS
 from nas.searcher.open_database import OpenDatabase
 from nas.searcher.tables import (
-    ABLATION_COLUMNS,
     AblationRow,
     AccuracyRow,
     ArchitectureRow,
