@@ -1,13 +1,16 @@
-"""Files that a person keeps: written whole or not at all."""
+"""Files that are written whole or not at all: what a person keeps, and caches."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from nas.errors import StorageError
 
-__all__ = ["replace", "write_text"]
+__all__ = ["replace", "write_atomically", "write_text"]
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -42,4 +45,25 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}.",
             "Choose another place, or free space.",
+        ) from error
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a temporary file that then takes the name `path`: never half a file.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            try:
+                write(file)
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}.", "Free space, or choose another folder."
         ) from error

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nas.accuracy.dataset import write_atomically
 from nas.accuracy.ema import WeightAverage
 from nas.errors import StorageError
+from nas.files import write_atomically
 
 __all__ = ["Counters", "load_checkpoint", "save_checkpoint"]
 

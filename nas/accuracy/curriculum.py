@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.dataset import Annotations, BatchSampler, Split
+from nas.accuracy.batches import BatchSampler
+from nas.accuracy.dataset import Annotations, Split
 from nas.accuracy.detections import paired_iou
 from nas.errors import InputError
 

@@ -7,8 +7,6 @@ Design choices:
 - Every network input size has its own copy of a split, letterboxed once: decoding and resizing
   would otherwise cost more than a small network's training step. A copy above `MEMORY_LIMIT` bytes
   is a memory-mapped file of the cache folder, named after the content of the split and the size.
-- The order of training images is a pure function of (seed, step): a run resumed at step s sees what
-  it would have seen without the interruption, with no state to save.
 - A damaged file costs that file, never the run; the report counts it and gives examples.
 """
 
@@ -17,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -30,12 +27,12 @@ import torch
 from numpy.typing import NDArray
 
 from nas.accuracy.images import Images, fitted_size, in_threads, letterbox
-from nas.errors import DatasetError, StorageError
+from nas.errors import DatasetError
+from nas.files import write_atomically
 
 __all__ = [
     "MEMORY_LIMIT",
     "Annotations",
-    "BatchSampler",
     "CopyPlace",
     "DataReport",
     "Dataset",
@@ -43,9 +40,7 @@ __all__ = [
     "ResizedSplit",
     "Split",
     "SplitName",
-    "batches",
     "fingerprint",
-    "write_atomically",
 ]
 
 SplitName = Literal["train", "validation", "test"]
@@ -334,83 +329,10 @@ class Dataset:
         return fingerprint([self.classes, self.train.digest, self.validation.digest, test])
 
 
-class BatchSampler:
-    """Image indices of every training step: an endless stream of whole shuffled epochs.
-
-    A batch may span two epochs, so every image is drawn equally often whatever the batch size.
-
-    Args:
-        images: number of images to draw from.
-        batch_size: indices per step.
-        seed: of the shuffles.
-    """
-
-    def __init__(self, images: int, batch_size: int, seed: int) -> None:
-        if min(images, batch_size) < 1:
-            raise DatasetError(
-                f"A batch needs at least one image, got {images} images, batch size {batch_size}."
-            )
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
-        self._epochs: dict[int, NDArray[np.int64]] = {}
-
-    def __call__(self, step: int) -> NDArray[np.int64]:
-        """Return the (batch_size,) indices of `step`, counted from 0."""
-        positions = step * self.batch_size + np.arange(self.batch_size)
-        epochs, offsets = np.divmod(positions, self.images)
-        wanted = {int(epoch): self._epoch(int(epoch)) for epoch in np.unique(epochs)}
-        self._epochs = wanted
-        return np.array(
-            [wanted[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)], np.int64
-        )
-
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        if epoch in self._epochs:
-            return self._epochs[epoch]
-        return np.random.default_rng([self.seed, epoch]).permutation(self.images)
-
-
-def batches(
-    split: ResizedSplit, batch_size: int, seed: int, start: int = 0
-) -> Iterator[tuple[torch.Tensor, list[Annotations]]]:
-    """Yield the training batches from step `start` on, without end.
-
-    Yields:
-        images (B, 3, H, W) uint8, and the objects of each in network pixels.
-    """
-    sampler = BatchSampler(len(split), batch_size, seed)
-    step = start
-    while True:
-        yield split.batch(sampler(step))
-        step += 1
-
-
 def fingerprint(value: object) -> str:
     """Return 16 hex digits of the SHA-256 of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file that then takes the name `path`: never half a file.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            try:
-                write(file)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}.", "Free space, or choose another folder."
-        ) from error
 
 
 def _resized_images(split: Split, height: int, width: int) -> NDArray[np.uint8]:

@@ -30,9 +30,9 @@ from nas.accuracy.dataset import (
     Split,
     SplitName,
     fingerprint,
-    write_atomically,
 )
 from nas.errors import DatasetError
+from nas.files import write_atomically
 
 __all__ = ["DigitsRecipe", "digits_dataset"]
 

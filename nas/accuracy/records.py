@@ -24,10 +24,10 @@ from nas.accuracy.dataset import (
     Split,
     SplitName,
     fingerprint,
-    write_atomically,
 )
 from nas.accuracy.images import DECODING_ERRORS, ImageFiles, in_threads
 from nas.errors import DatasetError
+from nas.files import write_atomically
 
 __all__ = [
     "CONTENT_LIMIT",

@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nas.accuracy.dataset import Split, batches, write_atomically
+from nas.accuracy.batches import batches
+from nas.accuracy.dataset import Split
 from nas.errors import ArchitectureError, InputError, StorageError
+from nas.files import write_atomically
 from nas.model.detector import Detector, Predictions, profile
 from nas.model.supernet import Supernet, recalibrate
 from nas.space.architecture import Architecture

@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save
 
 from nas import plugins
 from nas.accuracy.bootstrap import resampled_map
-from nas.accuracy.dataset import Dataset, write_atomically
+from nas.accuracy.dataset import Dataset
 from nas.accuracy.evaluate import Accuracy, Weights
 from nas.accuracy.recipe import Recipe
 from nas.accuracy.teacher import Teacher
 from nas.accuracy.training import Progress, train_detector
 from nas.errors import EngineError, ExportError, InputError, NasError, TrainingError
+from nas.files import write_atomically
 from nas.latency.clock import Elapsed
 from nas.latency.runtimes.base import Runtime
 from nas.latency.runtimes.literal import LiteralRuntime

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from nas.accuracy.dataset import Split, batches, write_atomically
+from nas.accuracy.batches import batches
+from nas.accuracy.dataset import Split
+from nas.files import write_atomically
 from nas.model.detector import Detector
 from nas.model.supernet import Supernet, recalibrate, taking_statistics
 from nas.space.architecture import Architecture, digest_of

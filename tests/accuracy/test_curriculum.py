@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas.accuracy.batches import BatchSampler
 from nas.accuracy.curriculum import Curriculum
-from nas.accuracy.dataset import Annotations, BatchSampler, Dataset, Split
+from nas.accuracy.dataset import Annotations, Dataset, Split
 from nas.errors import InputError
 
 
