@@ -27,71 +27,12 @@ from nas.space.layers import (
     yolov8_head,
 )
 from nas.space.record import LEVELS, STRIDES, Record, Size
+from nas.space.ultralytics_nodes import Concat, Detection, Node, Spec, Sum, Unit, Upsample
 from nas.space.ultralytics_rows import LARGEST, Row, Scale
 
-__all__ = ["Concat", "Context", "Detection", "Node", "Sum", "Unit", "Upsample", "interpret"]
+__all__ = ["Context", "interpret"]
 
 _Record = TypeVar("_Record", bound=Record)
-
-
-class Unit(NamedTuple):
-    """A convolution with normalisation, and with activation unless it is linear."""
-
-    convolution: str
-    channels: int
-    kernel: int
-    stride: int
-    linear: bool = False
-
-
-class Upsample(NamedTuple):
-    """Twice the height and width: `nearest` or `transposed`."""
-
-    upsample: str
-
-
-class Concat(NamedTuple):
-    """Maps side by side, along the channels."""
-
-    inputs: int
-
-
-class Sum(NamedTuple):
-    """A weighted sum of maps."""
-
-    inputs: int
-
-
-class Detection(NamedTuple):
-    """The head, with the number of classes that it tells apart."""
-
-    classes: int
-    head: Head
-
-
-Spec = Unit | Fusion | Pooling | AttentionPoint | Upsample | Concat | Sum | Detection
-
-
-@dataclass(frozen=True)
-class Node:
-    """A row that is understood.
-
-    Attributes:
-        row: what the file states.
-        spec: what it means.
-        channels: of what it puts out; 0 for the head.
-        stride: of what it puts out; 0 for the head.
-    """
-
-    row: Row
-    spec: Spec
-    channels: int
-    stride: int
-
-    def like(self, other: Node) -> bool:
-        """Whether both compute the same from their inputs."""
-        mine = (type(self.spec), self.spec, self.channels, self.stride)
-        return mine == (type(other.spec), other.spec, other.channels, other.stride)
 
 
 class Context(NamedTuple):

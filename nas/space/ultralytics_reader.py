@@ -15,16 +15,8 @@ from nas.errors import ArchitectureError
 from nas.space.architecture import Architecture, Fusion, Pooling
 from nas.space.attention import AttentionPoint
 from nas.space.layers import HEADS, IMAGE, Layer, layers
-from nas.space.ultralytics_modules import (
-    Concat,
-    Context,
-    Detection,
-    Node,
-    Sum,
-    Unit,
-    Upsample,
-    interpret,
-)
+from nas.space.ultralytics_modules import Context, interpret
+from nas.space.ultralytics_nodes import Concat, Detection, Node, Sum, Unit, Upsample
 from nas.space.ultralytics_rows import LayerFile, Row
 from nas.space.yaml_file import Document
 
