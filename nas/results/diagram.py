@@ -1,9 +1,6 @@
 """Where the boxes and arrows of a drawn network lie: geometry only, no colours and no text.
 
-Rows are bands of one stride each. Columns follow the direction in which features flow: down the
-backbone, up the top-down path, down the bottom-up path, and so on for as many turns as a neck
-takes; what only hands a feature on to the next column (a 1x1 convolution before a concatenation)
-stands in a column of its own, beside the one that it takes from. The head spans its levels.
+Boxes stand in the cells of a grid (`diagram_grid.py`).
 
 Every arrow is a polyline of horizontal and vertical segments. It keeps to three kinds of free
 space: the gutters between columns, the gaps above bands, and rows that are empty where it crosses
@@ -18,9 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, count, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
+from nas.results.diagram_grid import Cell, Grid, grid_of
 from nas.space.layers import IMAGE, Layer
 
 __all__ = ["Arrow", "Band", "Box", "Column", "Diagram", "Point", "arrange"]
@@ -96,131 +94,9 @@ def arrange(layers: Sequence[Layer], image: tuple[int, int], box: tuple[float, f
         image: height and width of the input, in pixels.
         box: width and height of a box, in pixels.
     """
-    grid = _place(layers, image)
+    grid = grid_of(layers, image)
     plans = [plan for layer in layers for plan in _plans_to(layer.index, layer.sources, grid)]
     return _Measures(grid, plans, box).diagram()
-
-
-class _Cell(NamedTuple):
-    """Where a layer stands: column, level, and the rows from the first to the last."""
-
-    lane: int
-    level: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """All cells, and what the columns and bands are."""
-
-    cells: dict[int, _Cell]
-    titles: tuple[str, ...]
-    first_row: dict[int, int]
-    rows: int
-
-    def blocked(self, lanes: Iterable[int], row: int) -> bool:
-        """Tell whether some box of these columns touches the row."""
-        wanted = set(lanes)
-        return any(c.lane in wanted and c.first <= row <= c.last for c in self.cells.values())
-
-    def between(self, lane: int, row: int, other: int) -> bool:
-        """Tell whether a box of this column lies strictly between two rows."""
-        low, high = sorted((row, other))
-        return any(self.blocked([lane], r) for r in range(low + 1, high))
-
-
-# ---- Which column, which row ---------------------------------------------------------------------
-
-
-def _place(layers: Sequence[Layer], image: tuple[int, int]) -> _Grid:
-    body = [layer for layer in layers if len(layer.shapes) == 1]
-    levels = {layer.index: _level(layer.shapes[0], image) for layer in body} | {IMAGE: 0}
-    columns = _columns(body, levels)
-    lanes = sorted({*columns.values()})
-    stacks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index in sorted(columns):
-        stacks[lanes.index(columns[index]), levels[index]].append(index)
-    heads = [layer for layer in layers if len(layer.shapes) > 1]
-    spans = {head.index: [_level(shape, image) for shape in head.shapes] for head in heads}
-    bands = sorted({level for _, level in stacks} | {level for s in spans.values() for level in s})
-    sizes = [max((len(s) for (_, at), s in stacks.items() if at == b), default=1) for b in bands]
-    first_row = dict(zip(bands, accumulate(sizes, initial=0), strict=False))
-    size = dict(zip(bands, sizes, strict=True))
-    cells: dict[int, _Cell] = {}
-    for (lane, level), stack in stacks.items():
-        cells |= _stacked(stack, lane, level, first_row[level], size[level], up=_is_up(lanes[lane]))
-    for index, span in spans.items():
-        last = first_row[max(span)] + size[max(span)] - 1
-        cells[index] = _Cell(len(lanes), min(span), first_row[min(span)], last)
-    titles = _titles(lanes) + ("Head",) * bool(heads)
-    return _Grid(cells, titles, first_row, sum(sizes))
-
-
-def _level(shape: tuple[int, int, int], image: tuple[int, int]) -> int:
-    """Return how many times the image was halved, sizes being rounded up."""
-    return next(k for k in count() if (-(-image[0] >> k), -(-image[1] >> k)) == shape[1:])
-
-
-class _Lane(NamedTuple):
-    """A column: how many turns the features took to it, and whether it stands beside the flow."""
-
-    turns: int
-    lateral: bool = False
-
-
-def _is_up(lane: _Lane) -> bool:
-    return lane.turns % 2 == 1 or lane.lateral
-
-
-def _columns(body: Sequence[Layer], levels: dict[int, int]) -> dict[int, _Lane]:
-    turns = {IMAGE: 0}
-    for layer in body:
-        level = levels[layer.index]
-        turns[layer.index] = max(
-            turns[s] + _turn(turns[s], levels[s], level) for s in layer.sources
-        )
-    flows: set[int] = set()
-    for column in set(turns.values()):
-        flows |= _flow(body, levels, {i for i, t in turns.items() if t == column}, column)
-    return {index: _Lane(t, index not in flows) for index, t in turns.items()}
-
-
-def _turn(turns: int, level: int, to: int) -> int:
-    """Tell whether a step between levels goes against the direction of its column."""
-    return int(to > level) if turns % 2 else int(to < level)
-
-
-def _flow(
-    body: Sequence[Layer], levels: dict[int, int], members: set[int], column: int
-) -> set[int]:
-    """Return the members that lead to where a column ends; the others stand beside it."""
-    towards = -1 if column % 2 else 1
-    flow = {max(members, key=lambda i: (towards * levels[i], i))}
-    for layer in reversed(body):
-        if layer.index in flow:
-            flow |= members.intersection(layer.sources)
-    return flow
-
-
-def _stacked(
-    stack: list[int], lane: int, level: int, first: int, size: int, *, up: bool
-) -> dict[int, _Cell]:
-    ordered = stack[::-1] if up else stack
-    start = first + (size - len(stack) if up else 0)
-    return {index: _Cell(lane, level, row, row) for row, index in enumerate(ordered, start=start)}
-
-
-def _titles(lanes: Sequence[_Lane]) -> tuple[str, ...]:
-    main = [lane.turns for lane in lanes if not lane.lateral]
-    return tuple("Lateral" if lane.lateral else _title(lane.turns, max(main)) for lane in lanes)
-
-
-def _title(turns: int, last: int) -> str:
-    if turns == 0:
-        return "Backbone"
-    name, number = ("Top-down", (turns + 1) // 2) if turns % 2 else ("Bottom-up", turns // 2)
-    return f"{name} {number}" if last > 2 else name
 
 
 # ---- Which way -----------------------------------------------------------------------------------
@@ -249,7 +125,7 @@ class _Plan(NamedTuple):
     corners: tuple[tuple[_X, _Y], ...]
 
 
-def _plans_to(target: int, sources: Sequence[int], grid: _Grid) -> list[_Plan]:
+def _plans_to(target: int, sources: Sequence[int], grid: Grid) -> list[_Plan]:
     to = grid.cells[target]
     straight = [s for s in sources if _is_straight(grid, s, to)]
     others = sorted((s for s in sources if s not in straight), key=lambda s: grid.cells[s].first)
@@ -272,7 +148,7 @@ def _spread(place: tuple[float, float], number: int) -> list[float]:
     return [first + (last - first) * k / (number - 1) for k in range(number)]
 
 
-def _is_straight(grid: _Grid, source: int, to: _Cell) -> bool:
+def _is_straight(grid: Grid, source: int, to: Cell) -> bool:
     at = grid.cells[source]
     if at.lane == to.lane:
         return not grid.between(at.lane, at.first, to.first)
@@ -280,7 +156,7 @@ def _is_straight(grid: _Grid, source: int, to: _Cell) -> bool:
     return to.first <= at.first <= to.last and not grid.blocked(crossed, at.first)
 
 
-def _straight(at: _Cell, to: _Cell) -> tuple[tuple[_X, _Y], ...]:
+def _straight(at: Cell, to: Cell) -> tuple[tuple[_X, _Y], ...]:
     if at.lane == to.lane:
         down = to.first > at.first
         centre = _X("centre", at.lane)
@@ -289,7 +165,7 @@ def _straight(at: _Cell, to: _Cell) -> tuple[tuple[_X, _Y], ...]:
     return (_X("right", at.lane), level), (_X("left", to.lane), level)
 
 
-def _bent(grid: _Grid, source: int, to: _Cell, fraction: float) -> tuple[tuple[_X, _Y], ...]:
+def _bent(grid: Grid, source: int, to: Cell, fraction: float) -> tuple[tuple[_X, _Y], ...]:
     at = grid.cells[source]
     out, exit_ = _X("right", at.lane), _Y(at.first, _EXIT)
     near = _X("track", at.lane, source)
@@ -308,7 +184,7 @@ def _bent(grid: _Grid, source: int, to: _Cell, fraction: float) -> tuple[tuple[_
     return (out, exit_), (near, exit_), (near, gap), (far, gap), (far, entry), end
 
 
-def _gap(grid: _Grid, row: int, other: int, source: int) -> _Y:
+def _gap(grid: Grid, row: int, other: int, source: int) -> _Y:
     """Return a way in the gap above a band that makes the shortest detour between two rows."""
 
     def detour(level: int) -> float:
@@ -368,7 +244,7 @@ def _better_swapped(first: _Way, second: _Way) -> bool:
 class _Measures:
     """Symbols to pixels: heights first, then the order in the gutters, then widths."""
 
-    def __init__(self, grid: _Grid, plans: Sequence[_Plan], box: tuple[float, float]) -> None:
+    def __init__(self, grid: Grid, plans: Sequence[_Plan], box: tuple[float, float]) -> None:
         self._grid, self._plans = grid, plans
         self._width, self._height = box
         self._gaps = self._gaps_in_use()
@@ -456,7 +332,7 @@ class _Measures:
         number = self._gaps[at.gap].index(at.source)
         return self._tops[at.row] - _BAND_PAD / 2 - _SPACING * (number + 0.5)
 
-    def _box(self, index: int, cell: _Cell) -> Box:
+    def _box(self, index: int, cell: Cell) -> Box:
         top, bottom = self._tops[cell.first], self._tops[cell.last] + self._height
         return Box(index, self._lefts[cell.lane], top, self._width, bottom - top)
 
