@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +12,10 @@ from nas.accuracy.evaluate import Accuracy, Weights
 from nas.latency.latency import Latency
 from nas.latency.onnx_export import check_onnx
 from nas.latency.oracle import LatencyOracle, Network
-from nas.latency.rebuilt import MOST_BUILDS, Rebuilt
 from nas.latency.runtimes.base import Runtime
 from nas.model.detector import Detector
 from nas.searcher.engines import TrainedGraph, score_engine, trained_graph
 from nas.space.architecture import Candidate
-from nas.units import Budget
 
 __all__ = ["Bench"]
 
@@ -60,32 +57,6 @@ class Bench:
         """
         network = Network(candidate.architecture.digest, lambda: graph.fp32)
         return self.oracle.confirm(network, graph.engine, candidate.precision)
-
-    def rebuilt(
-        self, graphs: Sequence[tuple[TrainedGraph, Candidate]], budget: Budget
-    ) -> list[Rebuilt]:
-        """Measure graphs anew, each in several builds and each build in a fresh process.
-
-        In every round each graph is built once, so that what a process does to all of them is in
-        the spread of each. There are three rounds, and up to six for a graph whose mean keeps the
-        budget where three builds do not yet say so surely.
-
-        Raises:
-            As `latency`.
-        """
-        builds: list[list[Latency]] = [[] for _ in graphs]
-        waiting = list(range(len(graphs)))
-        while waiting:
-            for index in waiting:
-                builds[index].append(self.latency(*graphs[index]))
-            self.oracle.close()
-            waiting = [
-                index
-                for index in waiting
-                if self.oracle.measures
-                and not Rebuilt(tuple(builds[index])).decided(budget, MOST_BUILDS)
-            ]
-        return [Rebuilt(tuple(each)) for each in builds]
 
     def score(
         self, graph: TrainedGraph, candidate: Candidate, split: Split, weights: Weights

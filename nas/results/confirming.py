@@ -16,7 +16,8 @@ its rivals is about all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,10 +26,11 @@ import pandas as pd
 from nas.accuracy.dataset import Split
 from nas.accuracy.evaluate import Accuracy
 from nas.errors import EngineError, ExportError
-from nas.latency.rebuilt import BUDGET_CONFIDENCE, Rebuilt
+from nas.latency.rebuilt import BUDGET_CONFIDENCE, LEAST_CHANCE, Rebuilt
 from nas.model.detector import Detector
 from nas.results.ablation import Estimate
 from nas.results.bench import Bench
+from nas.results.builds import Builds
 from nas.results.comparison import Scores, TrainingNoise, paired_difference
 from nas.results.worth import Rival, Worth
 from nas.searcher.baselines import Rule, Rules, named_candidate
@@ -72,15 +74,29 @@ class Winner:
 
 @dataclass
 class _Queue:
-    """Contestants in the order in which they are preferred, and how many are wanted."""
+    """Contestants in the order in which they are preferred, and how many are wanted.
+
+    Attributes:
+        name: for a person.
+        waiting: the contestants.
+        wanted: of them.
+        left: how many may be built before it is given up.
+        admitted: those whose fresh builds keep the budget.
+    """
 
     name: str
     waiting: Iterator[Contestant]
     wanted: int
+    left: float = math.inf
     admitted: list[Contestant] = field(default_factory=list)
 
-    def take(self) -> list[Contestant]:
-        return list(itertools.islice(self.waiting, self.wanted - len(self.admitted)))
+    def take(self, hopeless: Callable[[Contestant], bool]) -> list[Contestant]:
+        """Return whom to build next, if there are any, without those who have no chance."""
+        missing = min(self.wanted - len(self.admitted), self.left)
+        promising = (one for one in self.waiting if not hopeless(one))
+        taken = list(itertools.islice(promising, int(missing)))
+        self.left -= len(taken)
+        return taken
 
 
 class Confirmer:
@@ -93,6 +109,7 @@ class Confirmer:
 
     Attributes:
         bench: where trained networks are examined.
+        builds: the fresh builds of all that were measured.
         tunings: the trainings.
     """
 
@@ -101,6 +118,7 @@ class Confirmer:
         self._result = result
         self._listener = listener
         self.bench = Bench(setting.dataset, setting.runtime, setting.oracle)
+        self.builds = Builds(self.bench, result.budget, setting.database, result.study)
         self._weights = weights_of(setting)
         self._judge = _judge_of(setting, listener)
         self.tunings = FineTunings(setting, result.study, self._judge, self._weights, listener)
@@ -193,8 +211,8 @@ class Confirmer:
         known = Rules(self._setting, self._result, self._judge, self._listener)
         plain = [] if wanted == "none" else known.plain()
         random = known.random_search() if wanted == "all" else None
-        rules = [_Queue(rule.name, self._tried(rule), 1) for rule in plain]
-        others = [_Queue(random.name, self._tried(random), 1)] if random else []
+        rules = [_Queue(rule.name, self._tried(rule), 1, _MOST_TRIED) for rule in plain]
+        others = [_Queue(random.name, self._tried(random), 1, _MOST_TRIED)] if random else []
         largest = self._largest()
         self._admit([front, *largest, *rules, *others])
         front.admitted += [one for queue in largest for one in queue.admitted]
@@ -222,12 +240,12 @@ class Confirmer:
         queues = []
         for column in ("macs", "latency_ms"):
             table = self._result.scored.sort_values(column, ascending=False, kind="stable")
-            rows = [row for _, row in table.head(_MOST_TRIED).iterrows()]
-            queues.append(_Queue(column, self._contestants(rows), 1))
+            rows = [row for _, row in table.iterrows()]
+            queues.append(_Queue(column, self._contestants(rows), 1, _MOST_TRIED))
         return queues
 
     def _tried(self, rule: Rule) -> Iterator[Contestant]:
-        for candidate in itertools.islice(rule.choices, _MOST_TRIED):
+        for candidate in rule.choices:
             trial = self._result.trial_of(candidate)
             yield Contestant(rule.name, candidate, trial, self._usual_start, rule.name)
 
@@ -265,12 +283,35 @@ class Confirmer:
     def _admit(self, queues: Sequence[_Queue]) -> None:
         """Fill every queue with contestants whose fresh builds keep the budget."""
         self._listener.stage("Measure fresh builds", 0)
-        while picks := [(queue, one) for queue in queues for one in queue.take()]:
+        skipped: list[Contestant] = []
+
+        def hopeless(one: Contestant) -> bool:
+            found = self._is_hopeless(one)
+            skipped.extend([one] if found else [])
+            return found
+
+        while picks := [(queue, one) for queue in queues for one in queue.take(hopeless)]:
             self._measure([one for _, one in picks])
             for queue, one in picks:
                 rebuilt = self._measured.get(one.candidate.digest)
                 if rebuilt is not None and self._keeps(one, rebuilt):
                     queue.admitted.append(one)
+        self._tell_skipped(skipped)
+
+    def _is_hopeless(self, one: Contestant) -> bool:
+        """Whether builds would be wasted on a network, by what the search knows of its latency."""
+        if one.candidate.digest in self._measured:
+            return False
+        return self.builds.hopeless(self._setting.latency(one.candidate, self._result.budget))
+
+    def _tell_skipped(self, skipped: Sequence[Contestant]) -> None:
+        if count := len({one.candidate.digest for one in skipped}):
+            who = f"{count} candidates" if count > 1 else "1 candidate"
+            self._listener.say(
+                f"{who} within the budget of {self._result.budget} {'are' if count > 1 else 'is'} "
+                "too near it: as builds differ here, the chance that fresh ones surely keep it is "
+                f"below {percent(LEAST_CHANCE)}. Nothing was built."
+            )
 
     def _measure(self, contestants: Sequence[Contestant]) -> None:
         graphs = {}
@@ -283,7 +324,7 @@ class Confirmer:
                     self._listener.say(f"{one.name} cannot be built: {error}", warning=True)
                     continue
                 graphs[digest] = (graph, one.candidate)
-        found = self.bench.rebuilt(list(graphs.values()), self._result.budget)
+        found = self.builds.rebuilt(list(graphs.values()))
         self._measured |= dict(zip(graphs, found, strict=True))
 
     def _keeps(self, one: Contestant, rebuilt: Rebuilt) -> bool:
@@ -311,7 +352,7 @@ class Confirmer:
         self._warn_unless_better(one, best.map50_95)
         detector = self.tunings.detector(one, best.seed)
         graph = self.bench.graph(detector, one.candidate)
-        (rebuilt,) = self.bench.rebuilt([(graph, one.candidate)], self._result.budget)
+        (rebuilt,) = self.builds.rebuilt([(graph, one.candidate)])
         if not self._keeps(one, rebuilt):
             return None
         return Winner(one, best.seed, detector, graph, rebuilt)

@@ -73,6 +73,7 @@ def deliver(
     confirmer = Confirmer(setting, result, listener)
     winner = confirmer.winner(rows, compared=trial is None)
     if winner is None:
+        confirmer.builds.end()
         raise BudgetError(
             f"None of the {len(rows)} candidates surely keeps the budget of {result.budget} when "
             "measured again.",
@@ -92,7 +93,9 @@ def deliver(
         worth,
     )
     _warn(bundle, listener)
-    return _write(setting, result, bundle, named=trial is not None)
+    delivered = _write(setting, result, bundle, named=trial is not None)
+    confirmer.builds.end()
+    return delivered
 
 
 def train_alone(

@@ -89,5 +89,9 @@ class TrainingTables(OpenDatabase):
 
     def find_report(self, study: str, kind: str) -> dict[str, Any] | None:
         """Return the latest report of a kind about a study."""
-        reports = [row for row in self._of_study(ReportRow, study) if row.kind == kind]
-        return reports[-1].content if reports else None
+        found = self.reports(study, kind)
+        return found[-1] if found else None
+
+    def reports(self, study: str, kind: str) -> list[dict[str, Any]]:
+        """Return all reports of a kind about a study, in the order in which they were stored."""
+        return [row.content for row in self._of_study(ReportRow, study) if row.kind == kind]
