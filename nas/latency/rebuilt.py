@@ -154,7 +154,8 @@ class Rebuilt:
 
     What it assumes, and `tests/latency/test_rebuilt.py` tries out by simulation: builds are normal
     in the logarithm; networks spread alike up to `ALIKE`; and what one round does to all networks
-    in it is at most half of the variance of a build.
+    in it is at most half of the variance of a build. Measurements that did not settle are none of
+    these, neither among the builds nor as the fresh one: they may lie anywhere.
 
     Args:
         builds: in the order in which they were measured; one where nothing can be measured.

@@ -77,7 +77,8 @@ def deliver(
         raise BudgetError(
             f"None of the {len(rows)} candidates surely keeps the budget of {result.budget} when "
             "measured again.",
-            "Search with a budget that is a few percent larger.",
+            "Search with a budget that is a few percent larger, or where nothing else runs: builds "
+            "differ less there.",
         )
     worth = confirmer.worth(winner) if trial is None else None
     if worth is not None:

@@ -349,7 +349,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _confidently(confidence: float) -> str:
-    return f" with {percent(confidence)} confidence" if confidence else " is not known"
+    if not confidence:
+        return " is not known"
+    return f" with {percent(confidence)} confidence, if its measurement settles"
 
 
 def _without_nan(value: Any) -> Any:
