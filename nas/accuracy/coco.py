@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nas.accuracy.dataset import DataReport, Problem, SplitName
-from nas.accuracy.records import Record, Source, read_text
+from nas.accuracy.records import Record, Source, is_file, read_text
 from nas.errors import DatasetError
 
 __all__ = ["LOOKED_FOR", "find_coco", "read_coco"]
@@ -100,6 +100,10 @@ def _load(path: Path, report: DataReport) -> _File:
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}).", "Export the file again."
+        ) from error
+    except (RecursionError, ValueError) as error:  # nested without end; a number of 5000 digits
+        raise DatasetError(
+            f"{path}: JSON that cannot be read ({error}).", "Export the file again."
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in _KEYS
@@ -208,4 +212,4 @@ def _image_folder(path: Path, names: list[str]) -> Path:
     folders = [path.parent, root, root / "images"]
     folders += [base / each for base in (root, root / "images") for each in (stem, word)]
     probes = names[:_PROBED_IMAGES]
-    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in probes))
+    return max(folders, key=lambda folder: sum(is_file(folder / name) for name in probes))

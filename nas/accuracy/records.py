@@ -35,6 +35,7 @@ __all__ = [
     "Record",
     "Source",
     "check_images",
+    "is_file",
     "make_split",
     "read_text",
 ]
@@ -91,7 +92,7 @@ def check_images(paths: Iterable[Path], report: DataReport, cache_dir: Path) -> 
     """Decode every image once and return those that can be used; count the others in `report`."""
     present = []
     for path in sorted(set(paths)):
-        if path.is_file():
+        if is_file(path):
             present.append(path)
         else:
             report.add(Problem.MISSING_IMAGE, str(path))
@@ -137,6 +138,14 @@ def make_split(
     )
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name too long for any is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file of annotations.
 
@@ -144,7 +153,7 @@ def read_text(path: Path) -> str:
         DatasetError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{path}, byte {error.start}: not UTF-8 text.", "Save the file as UTF-8."

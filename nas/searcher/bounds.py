@@ -62,7 +62,8 @@ class Bounds:
         Raises:
             InputError: a text is no amount.
         """
-        return cls(**{name: parse_amount(text) for name, text in texts.items() if text})
+        given = {name: text for name, text in texts.items() if text is not None}
+        return cls(**{name: parse_amount(text) for name, text in given.items()})
 
     @property
     def stated(self) -> dict[str, float]:

@@ -43,6 +43,7 @@ DEFAULT_WORKSPACE = Path("studies")
 _EVALUATIONS, _QUICK_EVALUATIONS = 60, 8
 _SEEDS, _QUICK_SEEDS = 2, 1
 _RULES: Mapping[Baselines, int] = {"cheap": 2, "all": 3, "none": 0}
+_LONGEST_NAME = 200  # bytes: file systems take 255, and names are derived from it
 _LARGEST = 2  # candidates of the search: with the most MACs, and the slowest
 _MOST_JOBS = 4  # each holds the data and a network in memory
 
@@ -207,6 +208,7 @@ class Request:
     confirmation: Confirmation = field(default_factory=Confirmation)
 
     def __post_init__(self) -> None:
+        _check_folder_name(self.study)
         if self.evaluations is not None and self.evaluations < 1:
             raise InputError(f"A search needs at least 1 evaluation, got {self.evaluations}.")
         if self.subset is not None and 0 != self.subset < SMALLEST_SUBSET:
@@ -307,6 +309,22 @@ class Request:
             storage=storage,
             workspace=workspace,
             **values,
+        )
+
+
+def _check_folder_name(study: str | None) -> None:
+    """Refuse a study whose winner could not be written into a folder of its name."""
+    if study is None:
+        return
+    if study in {".", ".."} or not study.isprintable() or "/" in study or "\\" in study:
+        raise InputError(
+            f"A study's name names a folder of the workspace, too: {study!r} cannot.",
+            "Leave out slashes and what cannot be printed.",
+        )
+    if len(study.encode()) > _LONGEST_NAME:
+        raise InputError(
+            f"A study's name has at most {_LONGEST_NAME} bytes, got {len(study.encode())}.",
+            "Give it a shorter one.",
         )
 
 

@@ -407,3 +407,24 @@ def test_yolo__test_split_that_does_not_exist_is_drawn_and_said(shapes: Load) ->
     data = shapes("yolo", _edit_yaml(test="nowhere"))
     assert "names a test split, nowhere, that does not exist" in str(data.report)
     assert "No test split: 2 of 12" in str(data.report)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' + "9" * 5000 + "}"])
+def test_load__json_that_python_does_not_read_is_an_error(
+    make_shapes: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
+    root = make_shapes(tmp_path / "shapes", "coco")
+    (root / "annotations" / "instances_train2017.json").write_text(text)
+    with pytest.raises(DatasetError, match="JSON that cannot be read"):
+        load_dataset(root, tmp_path / "cache")
+
+
+def test_load__byte_order_mark_and_impossible_file_name(
+    make_shapes: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_shapes(tmp_path / "shapes", "coco", train=4)
+    path = root / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace("train_0", "n" * 400), "utf-8-sig")
+    found = load_dataset(root, tmp_path / "cache")
+    assert len(found.train) == 3
+    assert "1 x missing image" in str(found.report)

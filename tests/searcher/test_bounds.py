@@ -38,6 +38,12 @@ def test_amount_text__is_read_back_as_an_amount_that_admits_it(amount: int) -> N
     assert amount_text(142_176) == "142.2k"
 
 
+def test_bounds__an_empty_text_is_no_bound_that_was_left_out() -> None:
+    assert Bounds.parse(parameters=None, macs="2G") == Bounds(macs=2e9)
+    with pytest.raises(InputError, match="got ''"):
+        Bounds.parse(parameters="")
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_bounds__must_be_positive(value: float) -> None:
     with pytest.raises(InputError, match="macs"):
