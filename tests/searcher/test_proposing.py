@@ -279,28 +279,6 @@ def test_propose__advances_the_whole_front():
         assert found == pytest.approx(best, abs=0.5)
 
 
-@pytest.mark.parametrize(("reference", "times"), [(0.0, 5), (None, 0)])
-def test_propose__a_hypervolume_pays_for_speed(reference, times):
-    """What is faster and worse than all that was observed adds all of its accuracy."""
-    slow = np.flatnonzero(LATENCY > 2.9)
-    fastest = int(np.flatnonzero((CODES == [2, 2, 2, 2, 0]).all(axis=1))[0])
-    pool = np.append(slow, fastest)
-    found = []
-    for seed in range(5):
-        generator = np.random.default_rng(seed)
-        (new,) = propose(
-            FEATURES[pool],
-            LATENCY[pool],
-            observed(generator.choice(slow, 20, replace=False)),
-            budget_ms=np.linspace(1, 6, 32).tolist(),
-            rng=generator,
-            reference=reference,
-            settings=Settings(explore=0.0),
-        )
-        found.append(int(pool[new]))
-    assert found.count(fastest) == times
-
-
 def test_propose__avoids_what_is_hardly_feasible():
     told = observed(range(0, len(CODES), 15))
     feasibility = np.where(CODES[:, 0] == 1, 1.0, 1e-6)
