@@ -30,7 +30,6 @@ _PARENTS = 8
 _DRAWN = 800  # points that say how rare an option is within the budget
 _RARE = 0.2  # of the share that it would have if all options fitted alike
 _MOST_ATTEMPTS = 10  # trials with a rare option, before it counts as one that does not fit
-_NO_ACCURACY = 0.0  # what a hypervolume counts from
 _LAST_SHARE = 0.15  # of the evaluations, if their number is known: they go to the front's vicinity
 _FEWEST_FIGURES = 4  # before latencies and constraints are predicted
 _NEWEST_FIGURES = 200  # that latencies and constraints are predicted from
@@ -249,11 +248,10 @@ class _Round:
             latency_ms[allowed],
             self._observed(features[:n], self._history.scored),
             count=count,
-            budget_ms=self._rungs(latency_ms[allowed]),
+            budget_ms=self._rungs(latency_ms[allowed]) if self._whole_front else self._budget,
             rng=self._rng,
             pending=self._observed(features[:n], np.flatnonzero(self._history.running)),
             feasibility=admitted[allowed],
-            reference=_NO_ACCURACY if self._counts_area else None,
             settings=self._settings(figures),
         )
         if rows:
@@ -283,22 +281,19 @@ class _Round:
     def _budget(self) -> float:
         return np.inf if self._question.budget_ms is None else self._question.budget_ms
 
-    @property
-    def _counts_area(self) -> bool:
-        """Whether the front counts by its hypervolume up to the budget, as it does beside one."""
-        asked = self._question
-        beside = asked.front_share < 1 and np.isfinite(self._budget)
-        return self._whole_front and beside and not asked.budgets
+    def _rungs(self, latency_ms: _Array) -> Sequence[float] | None:
+        """Return the budgets that the front is wanted at; None for as many below each as above it.
 
-    def _rungs(self, latency_ms: _Array) -> float | Sequence[float] | None:
-        """Return the budgets at which the best is wanted; None for the whole front's."""
-        if not self._whole_front:
-            return self._budget
-        if self._counts_area:
-            fastest = float(latency_ms.min(initial=self._budget))
-            rungs: list[float] = np.linspace(fastest, self._budget, Settings().budgets).tolist()
-            return rungs
-        return [one for one in self._question.budgets if one <= self._budget] or None
+        Beside a budget the front counts by its hypervolume up to there: rungs lie evenly in ms.
+        """
+        asked = self._question
+        if asked.budgets:
+            return [one for one in asked.budgets if one <= self._budget] or None
+        if asked.front_share == 1 or not np.isfinite(self._budget):
+            return None
+        fastest = float(latency_ms.min(initial=self._budget))
+        rungs: list[float] = np.linspace(fastest, self._budget, Settings().budgets).tolist()
+        return rungs
 
     @cached_property
     def _known_latency(self) -> _Array:

@@ -76,7 +76,7 @@ class Settings:
     hyperparameters: Likely | None = None
 
 
-def propose(  # noqa: PLR0913 - each of them is a fact that the caller has
+def propose(
     pool_features: Array,
     pool_latency_ms: Array,
     observed: Observed,
@@ -86,7 +86,6 @@ def propose(  # noqa: PLR0913 - each of them is a fact that the caller has
     rng: np.random.Generator,
     pending: Observed | None = None,
     feasibility: Array | None = None,
-    reference: float | None = None,
     settings: Settings | None = None,
 ) -> list[int]:
     """Choose what to score next.
@@ -105,9 +104,6 @@ def propose(  # noqa: PLR0913 - each of them is a fact that the caller has
         rng: draws the start and the exploration.
         pending: what is being scored at the moment; not proposed again. Its accuracies are ignored.
         feasibility: (N,) probability that a candidate keeps all limits; None takes 1.
-        reference: accuracy that counts under a budget which nothing observed keeps, if all that was
-            observed is better: with a hypervolume's, a candidate faster than all others is worth
-            what it adds. None takes the lowest expected.
         settings: None takes the defaults.
 
     Returns:
@@ -131,8 +127,7 @@ def propose(  # noqa: PLR0913 - each of them is a fact that the caller has
     if len(scored.accuracy) == 0:
         return chosen + _drawn(free, count - len(chosen), rng)
     ladder = _ladder(pool_latency_ms, budget_ms, settings.budgets)
-    learnt = _limited(scored, settings.most)
-    search = _Search(learnt, ladder, settings.hyperparameters, reference)
+    search = _Search(_limited(scored, settings.most), ladder, settings.hyperparameters)
     search.believe(pending.features, pending.latency_ms)
     search.believe(pool_features[chosen], pool_latency_ms[chosen])
     weight = np.ones(len(free)) if feasibility is None else feasibility
@@ -180,14 +175,12 @@ class _Search:
     section 3.2, with a grid in place of samples.
     """
 
-    def __init__(
-        self, scored: Observed, ladder: Array, likely: Likely | None, reference: float | None
-    ) -> None:
+    def __init__(self, scored: Observed, ladder: Array, likely: Likely | None) -> None:
         doubt = _doubt(scored.accuracy, scored.latency_ms <= ladder[:, None])
-        self._parts = []
-        for weight, process in _fitted(scored, likely):
-            least = _least(process, scored, reference)
-            self._parts.append((weight, _Part(process, scored, ladder, doubt, least)))
+        self._parts = [
+            (weight, _Part(process, scored, ladder, doubt))
+            for weight, process in _fitted(scored, likely)
+        ]
 
     def believe(self, features: Array, latency_ms: Array) -> None:
         """Go on as if these had come out as expected."""
@@ -221,18 +214,13 @@ class _Part:
     """A surrogate, and the best so far under each budget of the ladder."""
 
     def __init__(
-        self,
-        process: GaussianProcess,
-        scored: Observed,
-        ladder: Array,
-        doubt: float,
-        least: float,
+        self, process: GaussianProcess, scored: Observed, ladder: Array, doubt: float
     ) -> None:
         self._process, self._ladder, self._doubt = process, ladder, doubt
         mean = self._process.mean(scored.features)
         within = scored.latency_ms <= ladder[:, None]
         # The posterior's mean, because with noise the largest target is a lucky one.
-        self._best = np.where(within, mean, least).max(axis=1)
+        self._best = np.where(within, mean, mean.min()).max(axis=1)
 
     def believe(self, features: Array, latency_ms: Array) -> None:
         """Go on as if these had come out as expected."""
@@ -275,21 +263,6 @@ def _fitted(scored: Observed, likely: Likely | None) -> list[tuple[float, Gaussi
         (weight, GaussianProcess(features, TARGETS[one.targets](accuracy), one))
         for weight, one in found
     ]
-
-
-def _least(process: GaussianProcess, scored: Observed, reference: float | None) -> float:
-    """Return the target that counts under a budget which nothing observed keeps.
-
-    The reference lies far below what was observed: its target is on the line through that.
-    """
-    least = float(process.mean(scored.features).min())
-    centred = scored.accuracy - scored.accuracy.mean()
-    variation = float(centred @ centred)
-    if reference is None or variation == 0:
-        return least
-    slope = float(centred @ process.targets) / variation
-    beyond = slope * (reference - float(scored.accuracy.mean()))
-    return min(least, float(process.targets.mean()) + beyond)
 
 
 def _doubt(accuracy: Array, within: Mask) -> float:

@@ -221,7 +221,7 @@ class GaussianProcess:
     """Posterior of the noise-free target.
 
     Args:
-        features: (n, F), an attribute as the targets are.
+        features: (n, F), kept as an attribute.
         targets: (n,).
         hyperparameters: None finds them.
         prior: mean and squared scale; None takes the mean of the targets, and the likeliest scale.
@@ -235,7 +235,7 @@ class GaussianProcess:
         prior: tuple[float, float] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters or Hyperparameters.of(features, targets)
-        self.features, self.targets = features, targets
+        self.features, self._targets = features, targets
         self._mean = float(targets.mean()) if prior is None else prior[0]
         kernel = self.kernel(features, features)
         kernel[np.diag_indices_from(kernel)] += self.hyperparameters.noise + _JITTER
@@ -285,14 +285,14 @@ class GaussianProcess:
 
     def left_out(self) -> Array:
         """Return what the process would predict of each observation without it, (n,)."""
-        inverse = cho_solve(self._factor, np.eye(len(self.targets)), check_finite=False)
-        return np.asarray(self.targets - self._weights / np.diag(inverse), dtype=np.float64)
+        inverse = cho_solve(self._factor, np.eye(len(self._targets)), check_finite=False)
+        return np.asarray(self._targets - self._weights / np.diag(inverse), dtype=np.float64)
 
     def believing(self, features: Array) -> GaussianProcess:
         """Return the process that has seen (p, F) further points come out as it expects."""
         return GaussianProcess(
             np.concatenate([self.features, features]),
-            np.concatenate([self.targets, self.mean(features)]),
+            np.concatenate([self._targets, self.mean(features)]),
             self.hyperparameters,
             (self._mean, self.scale),
         )
