@@ -74,9 +74,7 @@ class AutoNACSampler(BaseSampler):
         budgets: the latencies in ms at which the front is wanted; none advances the whole of it.
         front_share: of the trials that go to the whole front, 0..1, the others toward the budget.
             None takes all of them if there is no budget or a list of budgets, half of them if the
-            study has two objectives, and none of them otherwise. A front beside a budget counts by
-            its hypervolume up to there; one that all trials go to, by its accuracies at latencies
-            between which equally many candidates lie.
+            study has two objectives, and none of them otherwise.
         anchors: points to begin with.
         n_trials: how many accuracies there will be, if that is known: the last of them are searched
             for around the front alone.

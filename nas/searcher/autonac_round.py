@@ -248,7 +248,7 @@ class _Round:
             latency_ms[allowed],
             self._observed(features[:n], self._history.scored),
             count=count,
-            budget_ms=self._rungs(latency_ms[allowed]) if self._whole_front else self._budget,
+            budget_ms=self._rungs if self._whole_front else self._budget,
             rng=self._rng,
             pending=self._observed(features[:n], np.flatnonzero(self._history.running)),
             feasibility=admitted[allowed],
@@ -281,19 +281,10 @@ class _Round:
     def _budget(self) -> float:
         return np.inf if self._question.budget_ms is None else self._question.budget_ms
 
-    def _rungs(self, latency_ms: _Array) -> Sequence[float] | None:
-        """Return the budgets that the front is wanted at; None for as many below each as above it.
-
-        Beside a budget the front counts by its hypervolume up to there: rungs lie evenly in ms.
-        """
-        asked = self._question
-        if asked.budgets:
-            return [one for one in asked.budgets if one <= self._budget] or None
-        if asked.front_share == 1 or not np.isfinite(self._budget):
-            return None
-        fastest = float(latency_ms.min(initial=self._budget))
-        rungs: list[float] = np.linspace(fastest, self._budget, Settings().budgets).tolist()
-        return rungs
+    @property
+    def _rungs(self) -> list[float] | None:
+        """The budgets that the front is wanted at; None for all of it."""
+        return [one for one in self._question.budgets if one <= self._budget] or None
 
     @cached_property
     def _known_latency(self) -> _Array:
