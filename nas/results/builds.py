@@ -24,7 +24,7 @@ from nas.searcher.engines import TrainedGraph
 from nas.space.architecture import Candidate, digest_of
 from nas.units import Budget
 
-__all__ = ["KIND", "Builds"]
+__all__ = ["KIND", "Builds", "is_settled"]
 
 KIND = "builds"
 """How builds are marked in the database: a row for each, and one where a confirmation ended."""
@@ -122,7 +122,7 @@ class Builds:
 
     def _build(self, key: str, graph: _Graph) -> None:
         latency = self._bench.latency(*graph)
-        if self._unsettled[key] < _MOST_UNSETTLED and not _is_settled(latency):
+        if self._unsettled[key] < _MOST_UNSETTLED and not is_settled(latency):
             self._unsettled[key] += 1
             return
         self._measured[key].append(latency)
@@ -156,7 +156,7 @@ def _since_the_end(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(rows[ends[-1] + 1 :] if ends else rows)
 
 
-def _is_settled(latency: Latency) -> bool:
+def is_settled(latency: Latency) -> bool:
     """Whether a measured interval is as narrow as a measurement aims at."""
     wanted = ClockSettings().half_width
     return latency.source != "measured" or (latency.high_ms - latency.low_ms) / 2 <= (
