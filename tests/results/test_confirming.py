@@ -247,8 +247,16 @@ def test_winner__may_be_what_a_plain_rule_takes(setting: Setting) -> None:
     largest = setting.candidate(setting.space.anchors["max"])
     result = without(everything(search(setting, Silent())), largest)
     first = deliver(setting, result, Silent())
-    assert first.bundle.provenance.rule == ""
-    promote(setting, largest)
+    found, by_rule = result.front["architecture"].iloc[0], largest.architecture.digest
+    reached = validated(setting)
+    # Equal ones stay in the order of the front before the rules.
+    expected = by_rule if reached[by_rule] > reached[found] else found
+    assert first.bundle.candidate.architecture.digest == expected
+    assert (first.bundle.provenance.rule != "") == (expected == by_rule)
+
+    promote(setting, found)
+    assert deliver(setting, result, Silent()).bundle.provenance.rule == ""
+    promote(setting, by_rule)
     delivered = deliver(setting, result, Silent())
     bundle, worth = delivered.bundle, delivered.bundle.worth
     assert bundle.candidate == largest
@@ -372,11 +380,17 @@ def store_again(setting: Setting, row: TrainingRow, split: SplitName, reached: f
     setting.database.add_training("s", accuracy, row.resampled, **values)
 
 
-def promote(setting: Setting, candidate: Candidate) -> None:
-    """Make the stored trainings of a network the best on validation."""
+def validated(setting: Setting) -> dict[str, float]:
+    """Return what every network reached on validation; each was trained once."""
+    rows = setting.database.trainings("s", PURPOSE)
+    return {row.architecture: row.map50_95 for row in rows if row.split == "validation"}
+
+
+def promote(setting: Setting, architecture: str) -> None:
+    """Store that a network reached everything on validation, and all others nothing."""
     for row in setting.database.trainings("s", PURPOSE):
-        if row.architecture == candidate.architecture.digest and row.split == "validation":
-            store_again(setting, row, "validation", 1.0)
+        if row.split == "validation":
+            store_again(setting, row, "validation", float(row.architecture == architecture))
 
 
 def everything(result: StudyResult) -> StudyResult:
