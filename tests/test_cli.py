@@ -374,11 +374,33 @@ def test_ablate__says_rule_value_and_remedy(
         assert word in text
 
 
-@pytest.mark.parametrize("command", ["front", "explain", "export", "worth"])
-def test_stored__no_study_yet(run: Run, command: str) -> None:
-    code, text = run(command)
+READING = [
+    *(["front"], ["explain"], ["export"], ["worth"], ["trust"], ["dashboard"]),
+    *(["measure", "--study", "s"], ["front", "--study", "s"]),
+    *(["search", "--resume"], ["search", "--study", "s", "--budget", "1ms", "--as", "t"]),
+]
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+@pytest.mark.parametrize("place", ["", "--storage", "--workspace"])
+def test_stored__what_is_read_must_be_there_and_is_not_made(
+    run: Run, tmp_path: Path, arguments: list[str], place: str
+) -> None:
+    typo = tmp_path / "typo"
+    named = f"sqlite:///{typo}/x.db" if place == "--storage" else str(typo)
+    code, text = run(*arguments, *([place, named] if place else []))
     assert code == 1
-    assert "There is no study" in text
+    assert "database that exists, and there is none at" in text
+    assert (str(typo) in text) == bool(place)
+    assert "nas search --budget" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_stored__no_study_yet(run: Run, tmp_path: Path) -> None:
+    Database(f"sqlite:///{tmp_path}/studies/nas.db").close()
+    code, text = run("front")
+    assert code == 1
+    assert "There is no study in" in text
 
 
 def test_stored__remedy_is_a_command_to_paste(

@@ -99,7 +99,7 @@ def layer_list(
     """
     if not isinstance(subject, Request):
         return to_ultralytics(read_architecture(str(subject), classes))
-    with Database(subject.url) as database:
+    with Database(subject.url, make=False) as database:
         row = _load(database, subject).row(trial)
         return to_ultralytics(candidate_of(row, database).architecture)
 

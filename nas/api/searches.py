@@ -300,7 +300,7 @@ def retarget(
     }
     stated |= {field: value for field, value in target.items() if value is not None}
     place = Workspace(Path(workspace))
-    with Database(storage or place.database_url) as database:
+    with Database(storage or place.database_url, make=False) as database:
         run = find_search(database, study)
         stored = Request.restored(run.arguments, study=study, storage=storage, workspace=place)
         request = retargeted(database, stored, _fields(stored, stated), name)

@@ -11,6 +11,7 @@ from nas.results.fronts import FrontDifference, side_of
 from nas.results.trust import write_trust
 from nas.results.worth import KIND, Worth
 from nas.searcher.commands import command_line, command_on
+from nas.searcher.connection import NoDatabaseError
 from nas.searcher.database import Database
 from nas.searcher.importance import explain as run_explain
 from nas.searcher.importance_sample import Sample
@@ -22,6 +23,7 @@ from nas.searcher.request import (
 )
 from nas.searcher.result import StudyResult
 from nas.searcher.setting import open_setting
+from nas.searcher.tables import RunRow
 from nas.searcher.trust import Trust
 from nas.searcher.trust_job import Effort, check_trust
 from nas.searcher.upgrade import Upgrade, upgrade_study
@@ -44,31 +46,39 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
     """Return the request that a stored study was made with; the latest study if none is named.
 
     Raises:
+        StorageError: there is no such database; none is made.
         StudyError: there is no such study.
     """
+    begin = command_line("search", "--budget", "0.4ms", storage=storage, workspace=workspace)
     place = Workspace(workspace)
-    with Database(storage or place.database_url) as database:
-        run = database.latest_run(study)
-        if run is None:
-            known = sorted(study_names(database)) if study else []
-            raise StudyError(
-                f"There is no study {study!r} in {database}."
-                if study
-                else f"There is no study in {database}.",
-                f"There are: {', '.join(known)}."
-                if known
-                else "Start one with: "
-                + command_line("search", "--budget", "0.4ms", storage=storage, workspace=workspace),
-            )
-        return Request.restored(
-            run.arguments, study=run.study_name, storage=storage, workspace=place
+    try:
+        with Database(storage or place.database_url, make=False) as database:
+            run = _latest_run(database, study, begin)
+    except NoDatabaseError as error:
+        raise NoDatabaseError(error.where, begin) from error
+    return Request.restored(run.arguments, study=run.study_name, storage=storage, workspace=place)
+
+
+def _latest_run(database: Database, study: str | None, begin: str) -> RunRow:
+    run = database.latest_run(study)
+    if run is None:
+        known = sorted(study_names(database)) if study else []
+        raise StudyError(
+            f"There is no study {study!r} in {database}."
+            if study
+            else f"There is no study in {database}.",
+            f"There are: {', '.join(known)}." if known else f"Start one with: {begin}",
         )
+    return run
 
 
 def is_stored(study: str, *, storage: str | None, workspace: Path) -> bool:
     """Say whether a command has run on a study of that name."""
-    with Database(storage or Workspace(workspace).database_url) as database:
-        return bool(database.runs(study))
+    try:
+        with Database(storage or Workspace(workspace).database_url, make=False) as database:
+            return bool(database.runs(study))
+    except NoDatabaseError:
+        return False
 
 
 def front(request: Request) -> StudyResult:
@@ -77,7 +87,7 @@ def front(request: Request) -> StudyResult:
     Raises:
         StudyError: there is no such study.
     """
-    with Database(request.url) as database:
+    with Database(request.url, make=False) as database:
         return _load(database, request)
 
 
@@ -94,7 +104,7 @@ def delivered_trial(
     Returns:
         None if what was delivered is no trial of the study, but what a plain rule took.
     """
-    with Database(request.url) as database:
+    with Database(request.url, make=False) as database:
         stored = database.find_report(result.study, KIND)
     if stored is None:
         return otherwise
@@ -129,7 +139,7 @@ def compare(
     other = stored_request(
         against or (request.parent.study if request.parent else None), storage, Path(workspace)
     )
-    with Database(request.url) as database:
+    with Database(request.url, make=False) as database:
         old, new = _load(database, other), _load(database, request)
         return FrontDifference.of(side_of(old, database), side_of(new, database))
 
@@ -148,7 +158,7 @@ def explain(
         StudyError: there is no such study, or no candidate of it has a latency.
     """
     request = stored_request(study, storage, Path(workspace))
-    with Database(request.url) as database:
+    with Database(request.url, make=False) as database:
         sample = Sample.load(database, request)
     return Explanation(run_explain(str(request.study), sample))
 
@@ -183,7 +193,7 @@ def worth(request: Request) -> Worth:
     Raises:
         StudyError: its winner was not compared with anything yet.
     """
-    with Database(request.url) as database:
+    with Database(request.url, make=False) as database:
         stored = database.find_report(str(request.study), KIND)
     if stored is None:
         raise StudyError(
@@ -203,7 +213,7 @@ def measure_study(request: Request, listener: Listener | None = None) -> Upgrade
     Raises:
         As `nas.searcher.upgrade.upgrade_study`.
     """
-    with Database(request.url) as database:
+    with Database(request.url, make=False) as database:
         return upgrade_study(request, database, listener or Silent())
 
 

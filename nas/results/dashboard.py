@@ -36,6 +36,7 @@ from nas.searcher.connection import (
     engine_options,
     masked,
     parse_url,
+    require_file,
     set_pragmas,
     sqlite_path,
     translated,
@@ -177,11 +178,7 @@ def _of_feasible(front: Callable[..., list[FrozenTrial]]) -> Callable[..., list[
 
 def _open(url: URL) -> _Storage:
     path = sqlite_path(url)
-    if path is not None and not path.is_file():
-        raise StorageError(
-            f"The dashboard shows a database that exists, and there is none at {path}.",
-            "Start a search, or give the URL of another database.",
-        )
+    require_file(url)
     engine = create_engine(url)
     with translated(url), engine.connect() as connection:
         has_studies = sqlalchemy.inspect(connection).has_table("studies")

@@ -53,7 +53,10 @@ class Bounds:
     def __post_init__(self) -> None:
         for name, value in self.stated.items():
             if not (math.isfinite(value) and value > 0):
-                raise InputError(f"The bound on {name} must be positive, got {value:g}.")
+                raise InputError(
+                    f"The bound on {name} must be positive, got {value:g}.",
+                    "Give a larger one, or leave it out: nothing bounds it then.",
+                )
 
     @classmethod
     def parse(cls, **texts: str | None) -> Bounds:

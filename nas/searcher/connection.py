@@ -35,11 +35,13 @@ from nas.errors import MissingPackageError, StorageError
 __all__ = [
     "BUSY_TIMEOUT_S",
     "LockedError",
+    "NoDatabaseError",
     "create_engine",
     "engine_options",
     "exclusive",
     "masked",
     "parse_url",
+    "require_file",
     "set_pragmas",
     "sqlite_path",
     "sqlite_url",
@@ -109,6 +111,22 @@ class LockedError(StorageError):
         self.holder = holder
 
 
+class NoDatabaseError(StorageError):
+    """What was to be read is not there; nothing was made in its place.
+
+    Args:
+        where: it was looked for.
+        start: the command that makes it.
+    """
+
+    def __init__(self, where: object, start: str = "nas search --budget 0.4ms") -> None:
+        super().__init__(
+            f"Studies are read from a database that exists, and there is none at {where}.",
+            f"Correct the place, or start a study there with: {start}",
+        )
+        self.where = where
+
+
 def sqlite_url(path: Path) -> str:
     """The URL of an SQLite file."""
     return f"sqlite:///{path}"
@@ -151,6 +169,17 @@ def sqlite_path(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or url.database is None:
         return None
     return Path(url.database.removeprefix("file:"))
+
+
+def require_file(url: URL) -> None:
+    """Refuse to read an SQLite file that does not exist: connecting would make it.
+
+    Raises:
+        NoDatabaseError: it does not.
+    """
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        raise NoDatabaseError(path)
 
 
 def engine_options(url: URL, busy_timeout_s: float = BUSY_TIMEOUT_S) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from nas.searcher.connection import (
     create_engine,
     masked,
     parse_url,
+    require_file,
     sqlite_path,
     translated,
 )
@@ -39,21 +40,29 @@ class OpenDatabase:
     Args:
         url: `sqlite:///studies/nas.db` (the folder is made) or `postgresql://user@host/name`.
         busy_timeout_s: how long a write waits for another process on SQLite.
+        make: the database, if there is none; who only reads says no, so that a mistyped path is an
+            error and not an empty database.
 
     Raises:
+        NoDatabaseError: there is none, and none shall be made.
         StorageError: no such dialect, no server, no permission, not a database, or a schema that a
             newer version of this project wrote.
         MissingPackageError: the driver is not installed.
     """
 
-    def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S, make: bool = True
+    ) -> None:
         self.url = parse_url(url)
         self.busy_timeout_s = busy_timeout_s
-        self._make_folder()
+        if make:
+            self._make_folder()
+        else:
+            require_file(self.url)
         self.engine = create_engine(self.url, busy_timeout_s)
         with ExitStack() as stack, translated(self.url):
             stack.callback(self.close)  # unless all goes well
-            upgrade(self.engine)
+            upgrade(self.engine, make=make)
             stack.pop_all()
 
     def __enter__(self) -> Self:

@@ -30,9 +30,15 @@ class Score:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise InputError(f"alpha must be a positive number, got {self.alpha:g}.")
+            raise InputError(
+                f"alpha must be a positive number, got {self.alpha:g}.",
+                "Leave it at 1, and weigh the latency with lambda.",
+            )
         if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise InputError(f"beta (lambda) is a number of at least 0, got {self.beta:g}.")
+            raise InputError(
+                f"beta (lambda) is a number of at least 0, got {self.beta:g}.",
+                "Give what a millisecond is worth in mAP, such as 0.02; 0 orders by mAP alone.",
+            )
 
     def __call__(self, accuracy: float, latency_ms: float) -> float:
         """Score an mAP in 0..1 and a latency in ms."""

@@ -8,7 +8,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from nas.api import delivered_trial, stored_request
+from nas.api import delivered_trial, is_stored, stored_request
 from nas.errors import StudyError
 from nas.results.ablation import Estimate
 from nas.results.worth import KIND, Rival, Worth
@@ -75,6 +75,7 @@ def _delivered(request: Request, architecture: str) -> None:
 def test_delivered_trial__is_what_was_confirmed_and_not_the_best_by_score(
     request_: Request, result: StudyResult
 ) -> None:
+    Database(request_.url).close()
     assert delivered_trial(request_, result, otherwise=5) == 5
     _delivered(request_, "a")
     assert delivered_trial(request_, result, otherwise=5) == 3
@@ -90,3 +91,9 @@ def test_stored_request__another_name_is_told_what_there_is(request_: Request) -
         optuna.create_study(study_name="mine", storage=request_.url)
     with pytest.raises(StudyError, match=r"no study 'yours'.*There are: mine\."):
         stored_request("yours", None, request_.workspace.root)
+
+
+def test_is_stored__looks_without_making_a_database(request_: Request) -> None:
+    folder = request_.workspace.root / "typo"
+    assert not is_stored("s", storage=None, workspace=folder)
+    assert not folder.exists()

@@ -216,7 +216,7 @@ def test_worker__dies_with_its_parent(
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, str(script), str(model), str(note)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=60, check=False)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=600, check=False)
     assert done.returncode == -signal.SIGKILL
     assert _is_gone(int(note.read_text()))
 

@@ -66,7 +66,7 @@ def served(url, **options):
 def answer(address, method="GET", **headers):
     request = urllib.request.Request(address, method=method, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             return response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -299,7 +299,7 @@ def test_dashboard__shows_no_button_that_is_refused(url, browser):
                 return [shown[icon] for icon in icons] if shown.keys() >= set(icons) else None
 
             browser.get(address + path)
-            first, *others = WebDriverWait(browser, 60).until(looked_at)
+            first, *others = WebDriverWait(browser, 300).until(looked_at)
             assert first
             assert not any(others)
         browser.get("about:blank")
@@ -315,7 +315,7 @@ def test_dashboard__draws_infeasible_trials_as_such(url, browser):
 
     with served(url) as address:
         browser.get(f"{address}/dashboard/studies/1")
-        traces = WebDriverWait(browser, 60).until(drawn)
+        traces = WebDriverWait(browser, 300).until(drawn)
         browser.get("about:blank")
     pareto = traces["graph-pareto-front"]
     assert [points for _, colour, points in pareto if colour == GREY] == [len(SLOW)]

@@ -324,7 +324,7 @@ def test_search__two_processes_share_a_study(tmp_path):
         study_name="s", storage=storage, directions=["maximize", "minimize"]
     )
     processes = [subprocess.Popen([sys.executable, "-c", PROCESS, file]) for _ in range(2)]
-    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     points = [trial.params for trial in study.trials]
     assert len(points) == 40
     assert distinct(points) == 40

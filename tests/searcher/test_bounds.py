@@ -46,8 +46,9 @@ def test_bounds__an_empty_text_is_no_bound_that_was_left_out() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_bounds__must_be_positive(value: float) -> None:
-    with pytest.raises(InputError, match="macs"):
+    with pytest.raises(InputError, match="macs") as error:
         Bounds(macs=value)
+    assert "leave it out" in error.value.remedy
 
 
 @settings(deadline=None)  # the first call counts the network

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from stored import ACCURACY, add_architecture
 
 from nas.errors import MissingPackageError, StorageError
-from nas.searcher.connection import parse_url, sqlite_path, sqlite_url
+from nas.searcher.connection import NoDatabaseError, parse_url, sqlite_path, sqlite_url
 from nas.searcher.database import Database
 from nas.searcher.migrations import VERSION_TABLE, _config
 from nas.searcher.tables import Row
@@ -175,6 +175,34 @@ def test_database__makes_the_folder(tmp_path):
     Database(sqlite_url(path)).close()
     assert path.exists()
     assert not list(path.parent.glob("*.lock"))
+
+
+def test_database__that_is_read_is_not_made(tmp_path):
+    path = tmp_path / "typo" / "nas.db"
+    with pytest.raises(NoDatabaseError, match=f"none at {path}") as error:
+        Database(sqlite_url(path), make=False)
+    assert "nas search" in error.value.remedy
+    assert not list(tmp_path.iterdir())
+
+
+def test_database__of_others_gets_no_tables_when_it_is_read(url):
+    storage = optuna.storages.RDBStorage(str(parse_url(url)))
+    optuna.create_study(storage=storage, study_name="theirs")
+    before = tables(url)
+    with pytest.raises(NoDatabaseError):
+        Database(url, make=False)
+    assert tables(url) == before
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_database__an_old_one_that_is_read_is_upgraded(url):
+    old = sqlalchemy.create_engine(parse_url(url))
+    with old.begin() as connection:
+        command.upgrade(_config(connection), "0001")
+    old.dispose()
+    with Database(url, make=False) as database:
+        assert database.ablations("s").empty
 
 
 @pytest.mark.parametrize(

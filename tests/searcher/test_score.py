@@ -35,5 +35,6 @@ def test_score__says_its_formula() -> None:
     ("alpha", "beta"), [(0, 0), (-1, 0), (1, -0.1), (float("nan"), 0), (1, float("inf"))]
 )
 def test_score__refuses_weights_that_order_nothing(alpha: float, beta: float) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as error:
         Score(alpha, beta)
+    assert error.value.remedy

@@ -67,7 +67,7 @@ def test_torchrun__two_processes_give_the_weights_of_one(
     train = script.dataset(tmp_path).train
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
-        [sys.executable, *launch, str(SCRIPT), "together", str(tmp_path)], check=True, timeout=300
+        [sys.executable, *launch, str(SCRIPT), "together", str(tmp_path)], check=True, timeout=600
     )
     start = script.weights(script.without_batch_statistics())
     alone = script.without_batch_statistics()

@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from nas.errors import StorageError
-from nas.searcher.connection import exclusive
+from nas.searcher.connection import NoDatabaseError, exclusive, masked
 
 __all__ = ["SCHEMA_LOCK", "VERSION_TABLE", "upgrade"]
 
@@ -24,15 +24,23 @@ create the same table at once."""
 VERSION_TABLE = "nas_alembic_version"
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(engine: Engine, *, make: bool = True) -> None:
     """Make or upgrade our tables; writes nothing, not even a lock, if they are the newest.
 
+    Args:
+        engine: of the database.
+        make: the tables where there are none; without, only those that are there are upgraded.
+
     Raises:
+        NoDatabaseError: there are none, and none shall be made.
         StorageError: a newer version of this project wrote the schema.
     """
     with engine.connect() as connection:
-        if _is_current(connection):
+        found = _revisions(connection)
+        if found == set(_script(connection).get_heads()):
             return
+    if not (found or make):
+        raise NoDatabaseError(masked(engine.url))
     with exclusive(engine, SCHEMA_LOCK), engine.begin() as connection:
         command.upgrade(_config(connection), "head")
 
@@ -45,8 +53,13 @@ def _config(connection: Connection) -> Config:
     return config
 
 
-def _is_current(connection: Connection) -> bool:
-    script = ScriptDirectory.from_config(_config(connection))
+def _script(connection: Connection) -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config(connection))
+
+
+def _revisions(connection: Connection) -> set[str]:
+    """Return the revisions that a database has: one, or none before its tables are made."""
+    script = _script(connection)
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     found = set(context.get_current_heads())
     unknown = found - {revision.revision for revision in script.walk_revisions()}
@@ -56,4 +69,4 @@ def _is_current(connection: Connection) -> bool:
             f"{script.get_current_head()}, and is {', '.join(sorted(unknown))}.",
             "A newer version of nas-detector wrote it: upgrade with pip install -U nas-detector.",
         )
-    return found == set(script.get_heads())
+    return found
