@@ -45,6 +45,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 # Instruction sets with products of bf16; on other processors torch would emulate them.
 _BF16_SETS = ("avx512_bf16", "amx_bf16", "bf16")
+_VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 _WARM_UPS = 3  # before a capture: libraries choose kernels and allocate in the first runs
 
 
@@ -87,7 +88,7 @@ class TorchEngine(Engine):
             self._input, self._module = device.place(self._input), device.place(self._module)
         if mode == "compiled":
             self._module = torch.compile(
-                self._module, fullgraph=True, dynamic=False, options={"freezing": True}
+                self._module, fullgraph=True, dynamic=False, options=_compiler_options()
             )
         self._result: tuple[torch.Tensor, ...] = ()
         self._launch: Callable[[], object] = self._call
@@ -289,6 +290,17 @@ def _verified(graph: TorchGraph, precision: str) -> str:
             "Export the network in fp32, or choose the precision that runs.",
         )
     return said or "none"
+
+
+def _compiler_options() -> dict[str, Any]:
+    """Name the vectors of this processor, as torch would choose them by itself.
+
+    What torch's cache knows of a compiled graph are its options, and not the processor. On one of
+    narrower vectors it would compile the code that another had written for wider ones, and compute
+    nonsense: caches lie in folders that machines share, and in images of containers.
+    """
+    bits = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+    return {"freezing": True, "cpp.simdlen": bits}
 
 
 @contextmanager
