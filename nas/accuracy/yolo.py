@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from nas.accuracy.dataset import DataReport, Problem, SplitName
 from nas.accuracy.records import Record, Source, read_text
 from nas.errors import DatasetError
+from nas.space.yaml_file import parse_yaml
 
 __all__ = ["LOOKED_FOR", "find_yolo", "read_yolo"]
 
@@ -40,9 +40,10 @@ def read_yolo(path: Path, report: DataReport) -> Source:
     """Read the data set that the YAML file at `path` describes.
 
     Raises:
-        DatasetError: the file is not YAML, names no classes, or names images that do not exist.
+        DatasetError: the file is not YAML, says a key twice, names no classes or two alike, or
+            names images that do not exist.
     """
-    content = _load(path)
+    content = parse_yaml(read_text(path), str(path), DatasetError).data
     classes = _class_names(content, path)
     labels = {number: label for label, number in enumerate(sorted(classes))}
     records: dict[SplitName, list[Record]] = {}
@@ -63,29 +64,13 @@ def read_yolo(path: Path, report: DataReport) -> Source:
     return Source("YOLO", tuple(classes[number] for number in labels), records)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise DatasetError(f"{path}{line}: not YAML ({problem}).", "Correct that line.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(
-            f"{path}: a YOLO data set is a mapping, got {type(content).__name__}.",
-            "Write the keys path, train, val, test and names.",
-        )
-    return content
-
-
 def _class_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
     """Return the name of each class number: from a list, a mapping, or only their number `nc`."""
     names, count = content.get("names"), content.get("nc")
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
-        found = {key: str(name) for key, name in names.items()}
+        found = _distinct(names, path)
     elif isinstance(names, list):
-        found = {key: str(name) for key, name in enumerate(names)}
+        found = _distinct(dict(enumerate(names)), path)
     elif names is None and isinstance(count, int):
         found = {key: str(key) for key in range(count)}
     else:
@@ -99,6 +84,26 @@ def _class_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
         raise DatasetError(
             f"{path}: nc says {count} classes, names has {len(found)}.", "Make them agree."
         )
+    return found
+
+
+def _distinct(names: Mapping[int, object], path: Path) -> dict[int, str]:
+    """Return the names as text; each must be one, and stand for one class."""
+    found: dict[int, str] = {}
+    for number, name in names.items():
+        text = "" if name is None or isinstance(name, dict | list) else str(name).strip()
+        if not text:
+            raise DatasetError(
+                f"{path}: every class needs a name, and number {number} has {name!r}.",
+                "Name it, in quotation marks if YAML reads something else: 'null'.",
+            )
+        if text in found.values():
+            first = next(key for key, other in found.items() if other == text)
+            raise DatasetError(
+                f"{path}: classes need names that differ, and {first} and {number} are {text!r}.",
+                "Give one of them another name, or the boxes of both the same number.",
+            )
+        found[number] = text
     return found
 
 

@@ -75,7 +75,10 @@ def parse_yaml(text: str, name: str, error: type[InputError]) -> Document:
     except (yaml.YAMLError, ValueError) as failure:
         raise error(f"{name} is not YAML: {failure}.", "Mend the file.") from failure
     if not isinstance(data, dict):
-        raise error(f"{name} must hold a mapping at its top level, got {type(data).__name__}.")
+        raise error(
+            f"{name} must hold a mapping at its top level, got {type(data).__name__}.",
+            "Write keys and what they are, such as `name: mine`.",
+        )
     return Document(name, data, lines)
 
 

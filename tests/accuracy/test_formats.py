@@ -359,8 +359,15 @@ def test_coco__images_are_found_in_the_usual_places(folder: str, shapes: Load) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: [a]\ntrain: [", "line 2: not YAML"),
-        ("- a", "is a mapping, got list"),
+        ("names: [a]\ntrain: [", "line 2: this is not YAML"),
+        ("- a", "must hold a mapping at its top level, got list"),
+        ("names: [a]\ntrain: images\nnames: [b]", "line 3: the key 'names' stands twice"),
+        ("names: {0: a, 1: b, 0: c}\ntrain: images", "line 1: the key '0' stands twice"),
+        ("names: [a, b, a]\ntrain: images", "names that differ, and 0 and 2 are 'a'"),
+        ("names: {0: a, 5: ' a'}\ntrain: images", "names that differ, and 0 and 5 are 'a'"),
+        ("names: [a, null]\ntrain: images", "needs a name, and number 1 has None"),
+        ("names: {0: a, 3: ''}\ntrain: images", "needs a name, and number 3 has ''"),
+        ("names: [a, [b]]\ntrain: images", "needs a name, and number 1 has .'b'."),
         ("train: images", "names must list the classes"),
         ("names: {a: 1}\ntrain: images", "names must list the classes"),
         ("names: [a]\nnc: 2", "nc says 2 classes, names has 1"),
@@ -370,8 +377,9 @@ def test_coco__images_are_found_in_the_usual_places(folder: str, shapes: Load) -
 )
 def test_yolo__broken_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    with pytest.raises(DatasetError, match=rf"data\.yaml.*{message}"):
+    with pytest.raises(DatasetError, match=rf"data\.yaml.*{message}") as error:
         load_dataset(tmp_path, tmp_path)
+    assert error.value.remedy
 
 
 @pytest.mark.parametrize(
