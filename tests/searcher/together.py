@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nas.space.architecture import Architecture
 from nas.space.space import load_space
 
 RECIPE = Recipe(iterations=4, batch_size=6, amp="off")
-KILLED = Recipe(iterations=60, batch_size=2, checkpoint_every=10_000)
+KILLED = Recipe(iterations=12, batch_size=2, checkpoint_every=10_000)
 
 
 def dataset(folder: Path) -> Dataset:
@@ -65,19 +66,23 @@ def weights(network: nn.Module) -> torch.Tensor:
 
 
 def _killed(folder: Path) -> None:
+    """Say where the training is, and wait in its middle until somebody kills it."""
     torch.set_num_threads(1)
+    checkpoint = folder / "checkpoint"
 
     def tell(progress: Progress) -> None:
-        sys.stdout.write(f"{progress.iteration}\n")
-        sys.stdout.flush()
+        if progress.iteration > KILLED.iterations // 2 and checkpoint.exists():
+            sys.stdout.write(f"{progress.iteration}\n")
+            sys.stdout.flush()
+            threading.Event().wait()
 
     train_detector(
         Detector(architecture()),
         dataset(folder).train,
         KILLED,
         progress=tell,
-        checkpoint=folder / "checkpoint",
-        due=Due(0.2),
+        checkpoint=checkpoint,
+        due=Due(0.0),
     )
 
 
