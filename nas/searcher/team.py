@@ -8,6 +8,7 @@ is measured, and nothing else is done twice.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -109,6 +110,9 @@ def joined() -> Iterator[Processes]:
     if cuda:
         torch.cuda.set_device(_device())
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    # Default arguments in there hold whatever group there is at its first import, which training
+    # sets off. Threads of a group that is held outlive it, and may abort Python as it ends.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group(backend, timeout=_PATIENCE)
     _team.processes = Processes.joined()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -87,6 +88,12 @@ def _killed(folder: Path) -> None:
 
 
 def _together(folder: Path) -> None:
+    _train_together(folder)
+    tasks = Path("/proc/self/task").glob("*/comm")
+    (folder / f"threads-{os.environ['RANK']}").write_text("".join(one.read_text() for one in tasks))
+
+
+def _train_together(folder: Path) -> None:
     with joined() as processes:
         if not processes.first:
             help_out()
