@@ -59,7 +59,7 @@ def test_train_and_score__scores_as_a_search_does(few_digits, tmp_path, head, pr
     expected, _ = score_engine(graph, job.candidate, OpenVinoRuntime(), split, weights="trained")
     assert outcome.accuracy == expected
     assert outcome.accuracy.agreement.images == 8
-    assert outcome.accuracy.map50_95 > 0.001
+    assert outcome.accuracy.map50_95 > 0  # else anything equals anything; how much, rounding says
 
 
 def test_run_jobs__continues_from_checkpoints_and_counts_all_steps(few_digits, tmp_path):
