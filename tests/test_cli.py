@@ -72,7 +72,7 @@ def test_spaces__lists_what_ships_with_its_size(run: Run) -> None:
         (["--budget", "1ms", "--storage", "sqlite:////proc/no/x.db"], ["/proc/no"]),
         (["--resume"], ["no study", "nas search"]),
         (["--resume", "--study", "x"], ["'x'"]),
-        (["--study", "x", "--as", "y", "--hardware", "l4"], ["Unknown study 'x'"]),
+        (["--study", "x", "--as", "y", "--hardware", "l4"], ["no study 'x'"]),
     ],
 )
 def test_search__says_rule_value_and_remedy(
@@ -390,7 +390,7 @@ def test_stored__what_is_read_must_be_there_and_is_not_made(
     named = f"sqlite:///{typo}/x.db" if place == "--storage" else str(typo)
     code, text = run(*arguments, *([place, named] if place else []))
     assert code == 1
-    assert "database that exists, and there is none at" in text
+    assert "there is no database at" in text
     assert (str(typo) in text) == bool(place)
     assert "nas search --budget" in text
     assert not list(tmp_path.iterdir())

@@ -55,7 +55,7 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
         with Database(storage or place.database_url, make=False) as database:
             run = _latest_run(database, study, begin)
     except NoDatabaseError as error:
-        raise NoDatabaseError(error.where, begin) from error
+        raise NoDatabaseError(error.where, study, begin) from error
     return Request.restored(run.arguments, study=run.study_name, storage=storage, workspace=place)
 
 

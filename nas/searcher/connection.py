@@ -116,12 +116,16 @@ class NoDatabaseError(StorageError):
 
     Args:
         where: it was looked for.
+        study: that was to be read, if one was named.
         start: the command that makes it.
     """
 
-    def __init__(self, where: object, start: str = "nas search --budget 0.4ms") -> None:
+    def __init__(
+        self, where: object, study: str | None = None, start: str = "`nas search`"
+    ) -> None:
+        named = "no study" if study is None else f"no study {study!r}"
         super().__init__(
-            f"Studies are read from a database that exists, and there is none at {where}.",
+            f"There is {named} to read: there is no database at {where}.",
             f"Correct the place, or start a study there with: {start}",
         )
         self.where = where

@@ -179,7 +179,7 @@ def test_database__makes_the_folder(tmp_path):
 
 def test_database__that_is_read_is_not_made(tmp_path):
     path = tmp_path / "typo" / "nas.db"
-    with pytest.raises(NoDatabaseError, match=f"none at {path}") as error:
+    with pytest.raises(NoDatabaseError, match=f"no database at {path}") as error:
         Database(sqlite_url(path), make=False)
     assert "nas search" in error.value.remedy
     assert not list(tmp_path.iterdir())
