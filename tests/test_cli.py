@@ -72,7 +72,7 @@ def test_spaces__lists_what_ships_with_its_size(run: Run) -> None:
         (["--budget", "1ms", "--storage", "sqlite:////proc/no/x.db"], ["/proc/no"]),
         (["--resume"], ["no study", "nas search"]),
         (["--resume", "--study", "x"], ["'x'"]),
-        (["--study", "x", "--as", "y", "--hardware", "l4"], ["no study 'x'"]),
+        (["--study", "x", "--as", "y", "--hardware", "l4"], ["no study", "no database at"]),
     ],
 )
 def test_search__says_rule_value_and_remedy(

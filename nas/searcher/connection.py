@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -111,6 +112,10 @@ class LockedError(StorageError):
         self.holder = holder
 
 
+# Where the caller knows of no place. `nas.searcher.commands` reads URLs here, so it is not asked.
+_START = shlex.join(["nas", "search", "--budget", "0.4ms"])
+
+
 class NoDatabaseError(StorageError):
     """What was to be read is not there; nothing was made in its place.
 
@@ -120,9 +125,7 @@ class NoDatabaseError(StorageError):
         start: the command that makes it.
     """
 
-    def __init__(
-        self, where: object, study: str | None = None, start: str = "`nas search`"
-    ) -> None:
+    def __init__(self, where: object, study: str | None = None, start: str = _START) -> None:
         named = "no study" if study is None else f"no study {study!r}"
         super().__init__(
             f"There is {named} to read: there is no database at {where}.",

@@ -200,7 +200,7 @@ def test_server__a_port_that_is_none(url):
 
 
 def test_application__a_database_that_does_not_exist(tmp_path):
-    with pytest.raises(StorageError, match="none at"):
+    with pytest.raises(StorageError, match="no database at"):
         application(f"sqlite:///{tmp_path}/nas.db")
     assert not list(tmp_path.iterdir())
 
