@@ -16,6 +16,7 @@ from nas.results.delivery import Delivered, deliver
 from nas.results.trust import checked
 from nas.searcher.baselines import check_named
 from nas.searcher.bounds import Bounds
+from nas.searcher.commands import reading
 from nas.searcher.database import Database
 from nas.searcher.forecast import Forecast
 from nas.searcher.forecast import forecast as run_forecast
@@ -300,7 +301,10 @@ def retarget(
     }
     stated |= {field: value for field, value in target.items() if value is not None}
     place = Workspace(Path(workspace))
-    with Database(storage or place.database_url, make=False) as database:
+    with (
+        reading(study, storage, place.root),
+        Database(storage or place.database_url, make=False) as database,
+    ):
         run = find_search(database, study)
         stored = Request.restored(run.arguments, study=study, storage=storage, workspace=place)
         request = retargeted(database, stored, _fields(stored, stated), name)

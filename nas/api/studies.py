@@ -10,7 +10,7 @@ from nas.results.explanation import Explanation
 from nas.results.fronts import FrontDifference, side_of
 from nas.results.trust import write_trust
 from nas.results.worth import KIND, Worth
-from nas.searcher.commands import command_line, command_on
+from nas.searcher.commands import command_on, first_search, reading
 from nas.searcher.connection import NoDatabaseError
 from nas.searcher.database import Database
 from nas.searcher.importance import explain as run_explain
@@ -49,13 +49,12 @@ def stored_request(study: str | None, storage: str | None, workspace: Path) -> R
         StorageError: there is no such database; none is made.
         StudyError: there is no such study.
     """
-    begin = command_line("search", "--budget", "0.4ms", storage=storage, workspace=workspace)
     place = Workspace(workspace)
-    try:
-        with Database(storage or place.database_url, make=False) as database:
-            run = _latest_run(database, study, begin)
-    except NoDatabaseError as error:
-        raise NoDatabaseError(error.where, study, begin) from error
+    with (
+        reading(study, storage, workspace),
+        Database(storage or place.database_url, make=False) as database,
+    ):
+        run = _latest_run(database, study, first_search(storage, workspace))
     return Request.restored(run.arguments, study=run.study_name, storage=storage, workspace=place)
 
 

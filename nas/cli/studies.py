@@ -219,8 +219,10 @@ def dashboard(
 ) -> None:
     """Browse the studies in optuna-dashboard, read-only, on this machine."""
     from nas.results.dashboard import serve
+    from nas.searcher.commands import reading
     from nas.searcher.request import Workspace
 
     out.print(f"Open http://127.0.0.1:{port}/dashboard (Ctrl-C ends it).")
     out.print("It is read-only: what would make, rename, delete or note a study is hidden.")
-    serve(storage or Workspace(workspace).database_url, port)
+    with reading(None, storage, workspace):
+        serve(storage or Workspace(workspace).database_url, port)

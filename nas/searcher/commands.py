@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from nas.searcher.connection import masked, parse_url
+from nas.searcher.connection import NoDatabaseError, masked, parse_url
 from nas.searcher.request import DEFAULT_WORKSPACE, Request
 
-__all__ = ["command_line", "command_on"]
+__all__ = ["command_line", "command_on", "first_search", "reading"]
 
 
 def command_line(
@@ -51,3 +53,21 @@ def command_on(request: Request, command: str, *words: str, study: str | None = 
         storage=request.storage,
         workspace=request.workspace.root,
     )
+
+
+def first_search(storage: str | None, workspace: Path) -> str:
+    """Return a command that begins a study where there is none."""
+    return command_line("search", "--budget", "0.4ms", storage=storage, workspace=workspace)
+
+
+@contextmanager
+def reading(study: str | None, storage: str | None, workspace: Path) -> Iterator[None]:
+    """Let the error of a database that is not there say how to begin a study in that place.
+
+    Raises:
+        NoDatabaseError: there is none.
+    """
+    try:
+        yield
+    except NoDatabaseError as error:
+        raise NoDatabaseError(error.where, study, first_search(storage, workspace)) from error

@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import os
 import re
-import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -112,20 +111,16 @@ class LockedError(StorageError):
         self.holder = holder
 
 
-# Where the caller knows of no place. `nas.searcher.commands` reads URLs here, so it is not asked.
-_START = shlex.join(["nas", "search", "--budget", "0.4ms"])
-
-
 class NoDatabaseError(StorageError):
     """What was to be read is not there; nothing was made in its place.
 
     Args:
         where: it was looked for.
         study: that was to be read, if one was named.
-        start: the command that makes it.
+        start: the command that makes it; with the place, where the caller knows of it.
     """
 
-    def __init__(self, where: object, study: str | None = None, start: str = _START) -> None:
+    def __init__(self, where: object, study: str | None = None, start: str = "nas search") -> None:
         named = "no study" if study is None else f"no study {study!r}"
         super().__init__(
             f"There is {named} to read: there is no database at {where}.",
